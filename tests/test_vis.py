@@ -1,0 +1,146 @@
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from utils import vis
+from utils.errors import UserError
+
+CLASSES = tuple(f"class number {i}" for i in range(100))
+GROUND = 90
+
+
+def blank(height, width):
+    return np.full((height, width, 3), GROUND, np.uint8)
+
+
+def detection(boxes, scores, labels):
+    return {
+        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        "scores": torch.tensor(scores),
+        "labels": torch.tensor(labels, dtype=torch.int64),
+    }
+
+
+def changed(canvas):
+    return (canvas != GROUND).any(2)
+
+
+def test_box_is_where_it_should_be_in_its_colour():
+    canvas = vis.draw(blank(300, 400), detection([[100, 80, 220, 200]], [0.9], [2]), CLASSES)
+    for point in ((140, 100), (140, 220), (80, 210), (200, 150)):  # y, x on the four sides
+        assert tuple(canvas[point]) == vis.color_of(2)
+    assert not changed(canvas)[90:190, 110:210].any()  # the inside is left free
+    assert not changed(canvas)[:, :90].any()
+
+
+def test_the_image_itself_is_left_alone():
+    image = blank(60, 80)
+    vis.draw(image, detection([[5, 5, 40, 40]], [0.9], [0]), CLASSES)
+    vis.draw_truth(image, [[5, 5, 40, 40]], [0], CLASSES)
+    assert not changed(image).any()
+
+
+def test_threshold_and_no_detections():
+    weak = detection([[5, 5, 40, 40]], [0.2], [0])
+    assert not changed(vis.draw(blank(60, 80), weak, CLASSES)).any()
+    assert changed(vis.draw(blank(60, 80), weak, CLASSES, threshold=0.1)).any()
+    assert not changed(vis.draw(blank(60, 80), detection([], [], []), CLASSES)).any()
+    assert not changed(vis.draw_truth(blank(60, 80), [], [], CLASSES)).any()
+
+
+@pytest.mark.parametrize("size", [(480, 640), (64, 400), (2000, 3000), (20, 30), (1, 1)])
+@pytest.mark.parametrize("box", [[-50, -50, 20, 20], [0, 0, 9999, 9999], [15, 10, 15, 10]])
+def test_any_size_and_boxes_beyond_the_border(size, box):
+    canvas = vis.draw(blank(*size), detection([box], [0.9], [3]), CLASSES)
+    assert canvas.shape == (*size, 3) and changed(canvas).any()
+
+
+@pytest.mark.parametrize("x, y", [(0, 0), (500, 0), (0, 400), (560, 440)])
+def test_plate_stays_inside(x, y):
+    box = [x, y, x + 70, y + 30]
+    canvas = vis.draw(blank(480, 640), detection([box], [0.9], [0]), CLASSES)
+    plate = (canvas == vis.color_of(0)).all(2)
+    # The plate is whole: as large as the one of a box in the middle.
+    free = vis.draw(blank(480, 640), detection([[200, 200, 270, 230]], [0.9], [0]), CLASSES)
+    whole = (free == vis.color_of(0)).all(2)
+    assert plate.sum() > 0.8 * whole.sum()
+
+
+def test_best_detection_is_on_top():
+    both = detection([[50, 100, 150, 200]] * 2, [0.9, 0.5], [0, 1])
+    canvas = vis.draw(blank(300, 300), both, CLASSES)
+    assert tuple(canvas[150, 50]) == vis.color_of(0)
+
+
+def test_truth_is_dashed_and_ignored_is_grey():
+    boxes = [[50, 50, 250, 250], [300, 50, 500, 250]]
+    canvas = vis.draw_truth(blank(300, 640), boxes, [0, 1], CLASSES, ignore=[False, True])
+    side = (canvas[60:240, 50] == vis.color_of(0)).all(1)
+    assert 0.3 < side.mean() < 0.9
+    assert (canvas[60:240, 300] == vis.GREY).all(1).any()
+
+
+def test_colours_are_distinct():
+    colors = [vis.color_of(label) for label in range(80)]
+    assert len(set(colors)) == 80
+    apart = [
+        max(abs(a - b) for a, b in zip(colors[i], colors[j], strict=True))
+        for i in range(20)
+        for j in range(i)
+    ]
+    assert min(apart) >= 35
+
+
+def test_sheet():
+    images = [blank(100, 200), blank(200, 100), blank(50, 50)]
+    sheet = vis.mosaic_sheet(images, columns=2, cell=200)
+    assert sheet.shape == (2 * 200 + 3 * vis.GAP, 2 * 200 + 3 * vis.GAP, 3)
+    assert (sheet == GROUND).all(2).sum() == 100 * 200 * 2 + 50 * 50
+    assert vis.mosaic_sheet([blank(1000, 10)], columns=4).shape[0] == 480 + 2 * vis.GAP
+    assert vis.mosaic_sheet(images * 3).shape[1] == 3 * 200 + 4 * vis.GAP
+
+
+def test_save(tmp_path):
+    path = tmp_path / "größe" / "a b.png"
+    image = vis.draw(blank(30, 40), detection([[5, 5, 20, 20]], [0.9], [0]), CLASSES)
+    vis.save(path, image)
+    assert np.array_equal(cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR), image)
+    with pytest.raises(UserError, match="cannot write"):
+        vis.save(path / "below a file.png", image)
+
+
+def test_no_screen_no_window(monkeypatch):
+    monkeypatch.setattr(vis.sys, "platform", "linux")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    assert not vis.can_show()
+
+
+def test_a_screen_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(vis.sys, "platform", "linux")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setenv("DISPLAY", ":987")
+    assert not vis.can_show()
+
+
+def test_headless_build_has_no_windows(monkeypatch):
+    monkeypatch.setattr(vis.sys, "platform", "win32")
+    monkeypatch.setattr(
+        cv2, "getBuildInformation", lambda: "\n  GUI:                  NONE\n    GTK+: NO\n"
+    )
+    assert not vis.can_show()
+    monkeypatch.setattr(cv2, "getBuildInformation", lambda: "\n  GUI:                  WIN32UI\n")
+    assert vis.can_show()
+
+
+def test_show_ends_at_a_key_or_a_closed_window(monkeypatch):
+    keys = iter([-1, 0x100000 + ord("q")])
+    monkeypatch.setattr(cv2, "namedWindow", lambda *_: None)
+    monkeypatch.setattr(cv2, "resizeWindow", lambda *_: None)
+    monkeypatch.setattr(cv2, "imshow", lambda *_: None)
+    monkeypatch.setattr(cv2, "waitKey", lambda _: next(keys, -1))
+    monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: 1.0)
+    assert vis.show("x", blank(10, 10)) == ord("q")
+    monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: 0.0)
+    assert vis.show("x", blank(10, 10)) == -1

@@ -1,0 +1,276 @@
+"""What every command shares: flags, the device, and how errors reach the user."""
+
+import argparse
+import difflib
+import importlib.metadata
+import io
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from typing import get_type_hints
+
+import cv2
+import torch
+
+from utils import dist
+from utils.errors import UserError
+from utils.log import say
+
+PACKAGES = ("torch", "torchvision", "numpy", "opencv-python", "pycocotools")
+OPTIONAL_PACKAGES = ("faster-coco-eval", "matplotlib", "tqdm", "tensorboard")
+NOT_KEPT = ("resume", "device", "cuda", "debug")  # of an earlier call's arguments
+
+
+class Arguments(argparse.Namespace):
+    """Parsed flags; `given` names those that stood on the command line and is not one of them."""
+
+    __slots__ = ("given",)
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser for which hyphens and underscores in a flag's name are the same."""
+
+    def __init__(self, **options):
+        super().__init__(formatter_class=_formatter, allow_abbrev=False, **options)
+
+    def parse_args(self, args=None, namespace=None) -> Arguments:
+        unset = object()
+        actions = [action for action in self._actions if action.dest != "help"]
+        parsed = Arguments(**{action.dest: unset for action in actions})
+        super().parse_args(_underscores(sys.argv[1:] if args is None else args), parsed)
+        given = {name for name, value in vars(parsed).items() if value is not unset}
+        for action in actions:
+            if action.dest not in given:
+                setattr(parsed, action.dest, action.default)
+        parsed.given = frozenset(given)
+        return parsed
+
+    def flags(self) -> list[str]:
+        return [flag for action in self._actions for flag in action.option_strings]
+
+    def error(self, message: str):
+        if message.startswith("unrecognized arguments: "):
+            close = nearest(message.split(": ")[1].split()[0].split("=")[0], self.flags())
+            message += f" (did you mean {close}?)" if close else ""
+        self.exit(2, f"{self.prog}: {message}; --help lists all flags\n")
+
+
+class Switch(argparse.Action):
+    """`--name` is True, `--no_name` False, neither None."""
+
+    def __init__(self, option_strings, dest, help=None):
+        super().__init__(option_strings, dest, nargs=0, default=None, help=help)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, not option_string.startswith("--no_"))
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    return argparse.HelpFormatter(prog, max_help_position=30)
+
+
+def _underscores(argv: Iterable[str]) -> list[str]:
+    """The arguments with `--batch-size=8` as `--batch_size=8`; values stay as they are."""
+    result, ended = [], False
+    for argument in argv:
+        ended = ended or argument == "--"
+        name, equals, value = argument.partition("=")
+        if argument.startswith("--") and not ended:
+            argument = f"--{name[2:].replace('-', '_')}{equals}{value}"
+        result.append(argument)
+    return result
+
+
+def was_given(args: Arguments, name: str) -> bool:
+    """Whether the flag stood on the command line."""
+    return name in args.given
+
+
+def keep_arguments(args: Arguments, earlier: dict):
+    """Fills the flags that were not given from an earlier call's, apart from where to run."""
+    for name in vars(args).keys() & earlier.keys() - set(NOT_KEPT):
+        if not was_given(args, name):
+            setattr(args, name, earlier[name])
+
+
+def add_switch(group, name: str, text: str):
+    """Adds `--name` and `--no_name`; None when neither is given."""
+    group.add_argument(f"--{name}", f"--no_{name}", action=Switch, dest=name, help=text)
+
+
+def add_data_flags(group, default: str | None = None):
+    """Adds -d, --root, --ann, --images, --classes and --voc_train."""
+    shown = f" ({default})" if default else ""
+    group.add_argument(
+        "-d", "--dataset", metavar="NAME", default=default, help=f"kind of data set{shown}"
+    )
+    group.add_argument(
+        "--root", metavar="DIR", default="datasets", help="folder the data set lies in (datasets)"
+    )
+    group.add_argument("--ann", metavar="FILE", help="annotation file, if not at its usual place")
+    group.add_argument("--images", metavar="DIR", help="image folder, if not at its usual place")
+    group.add_argument("--classes", metavar="FILE", help="class names, one a line (the set's own)")
+    group.add_argument(
+        "--voc_train",
+        choices=("07", "12", "07+12"),
+        help="years that VOC trains on (07, and 12 where it is there)",
+    )
+
+
+def add_device_flags(group):
+    """Adds --cuda and --device."""
+    group.add_argument("--cuda", action="store_true", help="use CUDA (the default where it is)")
+    group.add_argument(
+        "--device", metavar="NAME", help="cpu, cuda, cuda:1 or mps (the best there is)"
+    )
+
+
+def add_debug_flag(group):
+    """Adds --debug, which `run_main` looks for."""
+    group.add_argument("--debug", action="store_true", help="show the traceback of any error")
+
+
+def add_options(parser: Parser, family: str, options: type):
+    """One flag for each field of a family's options; None when not given: the recipe decides."""
+    group = parser.add_argument_group(f"{family} (default: what the recipe says)")
+    types = get_type_hints(options)
+    for field in fields(options):
+        name, kind, text = field.name, types[field.name], field.metadata["help"]
+        if f"--{name}" in parser.flags():  # another family has it too: one flag serves both
+            continue
+        if kind is bool:
+            add_switch(group, name, text)
+            continue
+        choices = field.metadata.get("choices") or None
+        shape = {"choices": choices} if choices else {"metavar": "N" if kind is int else "X"}
+        group.add_argument(f"--{name}", type=kind, help=text, **shape)
+
+
+def given_options(args: Arguments, family: str, families: dict[str, type]) -> dict:
+    """The family's options that were given; those of another family only are a UserError."""
+    own = {field.name for field in fields(families[family])}
+    for other, options in families.items():
+        for field in fields(options):
+            if was_given(args, field.name) and field.name not in own:
+                raise UserError(
+                    f"--{field.name} is an option of {other}, and this model is of {family}; "
+                    f"leave it out or choose a {other} model with -v"
+                )
+    return {name: value for name, value in vars(args).items() if name in own & args.given}
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name most like this one, or "" if none is."""
+    lower = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
+    return lower[close[0]] if close else ""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """The sentence for a name that is not known: the nearest one, then all."""
+    close = nearest(name, known)
+    hint = f"did you mean {close}? Known" if close else "known"
+    return f"there is no {kind} {name!r}; {hint}: {', '.join(known)}"
+
+
+def pick_device(args: argparse.Namespace) -> torch.device:
+    """--device, else CUDA, else MPS, else the CPU; said once. Each process takes its own GPU."""
+    main = dist.local_rank() == 0
+    if args.device:
+        device = _checked(args.device)
+    elif torch.cuda.is_available():
+        device = torch.device("cuda", dist.local_rank() % torch.cuda.device_count())
+    elif torch.backends.mps.is_available():
+        device = torch.device("mps")
+    else:
+        device = torch.device("cpu")
+    if main and args.cuda and device.type != "cuda":
+        say(f"warning: --cuda, but this PyTorch finds no CUDA device; going on with {device.type}")
+    if main:
+        name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+        threads = f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else ""
+        say(f"device: {device}{name}{threads}")
+    return device
+
+
+def _checked(name: str) -> torch.device:
+    """The named device, if it can be used here; a bare "cuda" is this process' own."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name}: not a device; try cpu, cuda, cuda:0 or mps") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = dist.local_rank() if device.index is None else device.index
+        if index >= count:
+            raise UserError(
+                f"--device {name}: this machine has {count} CUDA devices PyTorch can use"
+            )
+        return torch.device("cuda", index)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device mps: this PyTorch finds no Apple GPU")
+    if device.type not in ("cpu", "mps"):
+        raise UserError(f"--device {name}: only cpu, cuda and mps are supported")
+    return device
+
+
+def worker_count(asked: int | None, device: torch.device) -> int:
+    """Processes that read images: as asked, else up to 8 beside a GPU; on a CPU, which computes
+    as well, one for each four cores."""
+    if asked is not None:
+        return asked
+    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(8, cores if device.type == "cuda" else cores // 4))
+
+
+def data_of_checkpoint(args: Arguments, trained: dict):
+    """Without -d, the data set that a checkpoint was trained on."""
+    if was_given(args, "dataset"):
+        return
+    if "dataset" not in trained:
+        raise UserError("-d NAME: this checkpoint does not say what data it belongs to")
+    for name in ("dataset", "root", "ann", "images", "classes", "voc_train"):
+        if not was_given(args, name):
+            setattr(args, name, trained[name])
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide what a run computes; optional ones if installed."""
+    versions = {}
+    for name in (*PACKAGES, *OPTIONAL_PACKAGES):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            if name in PACKAGES:
+                versions[name] = "unknown"
+    return versions
+
+
+def prepare_process():
+    """Settings of every process, workers included."""
+    # Denormal numbers make an untrained network twenty times slower on a CPU.
+    torch.set_flush_denormal(True)
+    cv2.setNumThreads(0)  # parallel over images, not inside one; and safe with forked workers
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file name must not end a run on any console
+            stream.reconfigure(errors="backslashreplace")
+
+
+def run_main(main: Callable[[], int | None]):
+    """Runs an entry script and ends the process: 0, its own code, 2 (user's mistake) or 130."""
+    prepare_process()
+    try:
+        code = main()
+        dist.shutdown()
+    except UserError as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        rank = f"process {dist.rank()}: " if dist.rank() else ""
+        sys.stderr.write(f"error: {rank}{error}\n")
+        code = 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        code = 130
+    sys.exit(code)

@@ -1,0 +1,2 @@
+class UserError(Exception):
+    """A mistake of the user's making, told in a sentence: what, where, what to do (exit code 2)."""

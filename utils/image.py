@@ -1,0 +1,165 @@
+"""Reading image files and resizing them as the detectors expect: BGR, uint8, upright."""
+
+import io
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from utils.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2")
+_JPEG_START, _PNG_START = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
+_JPEG_END = b"\xff\xd9"
+_TAIL = 4096  # bytes at a file's end in which the end marker nearly always lies
+
+
+def read_image(path):
+    """The upright image of a file (EXIF orientation applied), uint8 BGR [H, W, 3]."""
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    header = _read_header(io.BytesIO(data), path)
+    # Rotated by this module, so that probe_image and every OpenCV release agree on the size.
+    flags = cv2.IMREAD_COLOR | (cv2.IMREAD_IGNORE_ORIENTATION if header else 0)
+    try:
+        image = cv2.imdecode(data, flags)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise UserError(f"{path}: not an image that OpenCV can decode; replace or remove it")
+    return _upright(image, header[2]) if header else image
+
+
+def probe_image(path):
+    """Upright (h, w) from a file's header; the end marker is checked, nothing is decoded.
+
+    Formats other than JPEG and PNG are decoded, for they are rare.
+    """
+    try:
+        with open(path, "rb") as stream:
+            header = _read_header(stream, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if header is None:
+        return read_image(path).shape[:2]
+    height, width, orientation = header
+    return (width, height) if orientation >= 5 else (height, width)
+
+
+def is_image(path):
+    """Whether a file's name ends as images' names do."""
+    return Path(path).suffix.lower() in IMAGE_SUFFIXES
+
+
+def fit_ratio(size_hw, target_hw):
+    """Factor by which an image of size_hw is resized to fit into target_hw."""
+    return min(target_hw[0] / size_hw[0], target_hw[1] / size_hw[1])
+
+
+def fit(image, target_hw):
+    """(image resized to fit into target_hw with its aspect kept, ratio); nothing is padded."""
+    height, width = image.shape[:2]
+    ratio = fit_ratio((height, width), target_hw)
+    # Truncation, not rounding: what the published YOLOX weights were trained and measured with.
+    new_hw = max(int(height * ratio), 1), max(int(width * ratio), 1)
+    if new_hw != (height, width):
+        image = cv2.resize(image, (new_hw[1], new_hw[0]), interpolation=cv2.INTER_LINEAR)
+    return image, ratio
+
+
+def _read_header(stream, path):
+    """(height, width, EXIF orientation) of a whole JPEG or PNG; None for other formats."""
+    start = stream.read(8)
+    if not start:
+        raise UserError(f"{path}: the file is empty; replace or remove it")
+    try:
+        if start.startswith(_JPEG_START):
+            header = _jpeg_header(stream)
+        elif start == _PNG_START:
+            header = _png_header(stream)
+        else:
+            return None
+    except (struct.error, IndexError):  # the file ends within its header
+        header = None
+    if header is None:
+        raise UserError(f"{path}: the image file is cut off or damaged; copy it again or remove it")
+    return header
+
+
+def _jpeg_header(stream):
+    """Walks the segments up to the pixel data; None if a part is missing."""
+    size, orientation = None, 1
+    stream.seek(2)
+    while True:
+        while stream.read(1)[0] != 0xFF:  # decoders skip stray bytes between segments
+            pass
+        byte = 0xFF
+        while byte == 0xFF:  # any number of fill bytes may precede a marker
+            byte = stream.read(1)[0]
+        (length,) = struct.unpack(">H", stream.read(2))
+        if byte == 0xDA:
+            break
+        after = stream.tell() + length - 2
+        if 0xC0 <= byte <= 0xCF and byte not in (0xC4, 0xC8, 0xCC):
+            size = struct.unpack(">xHH", stream.read(5))
+        elif byte == 0xE1 and stream.read(6) == b"Exif\0\0":
+            orientation = _exif_orientation(stream.read(length - 8))
+        stream.seek(after)
+    if size is None or 0 in size or not _has_jpeg_end(stream):
+        return None
+    return *size, orientation
+
+
+def _has_jpeg_end(stream):
+    """Pixel data holds no 0xFF 0xD9, so these bytes after its start are the end marker."""
+    first = stream.tell()
+    last = stream.seek(0, io.SEEK_END)
+    stream.seek(max(first, last - _TAIL))
+    if _JPEG_END in stream.read():
+        return True
+    stream.seek(first)
+    return _JPEG_END in stream.read()
+
+
+def _png_header(stream):
+    """Walks all chunks; None if the last one is missing."""
+    size, orientation = None, 1
+    while True:
+        length, kind = struct.unpack(">I4s", stream.read(8))
+        after = stream.tell() + length + 4
+        if kind == b"IHDR":
+            width, height = struct.unpack(">II", stream.read(8))
+            size = height, width
+        elif kind == b"eXIf":
+            orientation = _exif_orientation(stream.read(length))
+        elif kind == b"IEND":
+            return None if size is None or 0 in size else (*size, orientation)
+        stream.seek(after)
+
+
+def _exif_orientation(block):
+    """Tag 0x0112 of an EXIF block, 1 (upright) where it is missing or malformed."""
+    order = {b"II": "<", b"MM": ">"}.get(block[:2])
+    if order is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(order + "I", block, 4)
+        (count,) = struct.unpack_from(order + "H", block, start)
+        for entry in range(start + 2, start + 2 + 12 * count, 12):
+            tag, _, _, value = struct.unpack_from(order + "HHIH", block, entry)
+            if tag == 0x0112:
+                return value if 1 <= value <= 8 else 1
+    except struct.error:
+        pass
+    return 1
+
+
+def _upright(image, orientation):
+    """Undoes the EXIF orientation 1..8."""
+    if orientation >= 5:
+        image = cv2.transpose(image)
+    flip = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation)
+    return image if flip is None else cv2.flip(image, flip)
