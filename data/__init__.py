@@ -1,0 +1,34 @@
+"""Readers, augmentation and loading; READERS is the one table of formats."""
+
+import difflib
+import inspect
+
+from data import coco, synthetic, voc
+from data.loader import build_loader
+from data.records import Records, check_files, read_classes
+from utils.errors import UserError
+
+__all__ = ["READERS", "SPLITS", "build_loader", "check_files", "read"]
+
+READERS = {"coco": coco.read, "voc": voc.read, "synthetic": synthetic.read}
+SPLITS = ("train", "val", "test")
+
+
+def read(name, root, split, *, classes=None, limit=None, **options) -> Records:
+    """Records of a split of the set of format `name` below `root`, the first `limit` images of it.
+
+    `classes` is a tuple of names or a file of them; options that are None are left to the reader.
+    """
+    if name not in READERS:
+        near = difflib.get_close_matches(name, READERS, 1, 0) or list(READERS)
+        raise UserError(
+            f"dataset {name!r} is not known; did you mean {near[0]!r}? Known: {', '.join(READERS)}"
+        )
+    reader = READERS[name]
+    options = {key: value for key, value in options.items() if value is not None}
+    if classes:
+        options["classes"] = read_classes(classes) if isinstance(classes, str) else classes
+    for option in options.keys() - inspect.signature(reader).parameters.keys():
+        raise UserError(f"data sets of kind {name} have no {option}; leave that flag out")
+    records = reader(root, split, **options)
+    return records if limit is None else records.limit(limit)

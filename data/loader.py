@@ -1,0 +1,277 @@
+"""Batches: which positions, at which size, padded and packed; worker processes and their errors."""
+
+import signal
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from data.cache import choose_cache
+from data.clips import stills, windows
+from data.dataset import WINDOW, Dataset
+from data.mosaic import build_transforms
+from utils.errors import UserError
+
+PAD_MULTIPLE = 32  # sides of a batch whose size is not given: the coarsest stride of detectors
+PREFETCH = 2  # batches each worker works ahead
+CACHE_BYTES = 2**30  # the most shared memory for decoded images, unless all are asked for
+
+
+def collate(samples, pad_hw=None):
+    """(images uint8 [B, 3, H, W], targets), padded right and bottom with 0; clips [B, T, ...].
+
+    The images lie channels-last in memory. Targets: boxes float32 [B, G, 4], labels int64 [B, G],
+    valid bool [B, G], ignore_boxes float32 [B, I, 4], ignore_valid bool [B, I], size and orig_size
+    int64 [B, 2] (h, w), ratio float32 [B] (fitted by original, before augmentation), image_id
+    int64 [B], files (list of B names). Without pad_hw the images are padded to the largest of
+    them, rounded up to a multiple of PAD_MULTIPLE.
+    """
+    frames = [image for sample in samples for image in sample["images"]]
+    sizes = np.array([image.shape[:2] for image in frames], np.int64)
+    if pad_hw is None:
+        pad_hw = (-(-sizes.max(axis=0) // PAD_MULTIPLE) * PAD_MULTIPLE).tolist()
+    pixels = np.zeros((len(frames), *pad_hw, 3), np.uint8)  # [B * T, H, W, 3]
+    for canvas, image in zip(pixels, frames, strict=True):
+        canvas[: image.shape[0], : image.shape[1]] = image
+
+    packed = _pack([target for sample in samples for target in sample["targets"]])
+    packed["size"] = sizes
+    packed["orig_size"] = np.array(
+        [s for sample in samples for s in sample["orig_sizes"]], np.int64
+    )
+    packed["ratio"] = np.array([r for sample in samples for r in sample["ratios"]], np.float32)
+    packed["image_id"] = np.array([i for sample in samples for i in sample["image_ids"]], np.int64)
+    length = len(samples[0]["images"])
+    lead = (len(samples),) if length == 1 else (len(samples), length)
+    targets = {
+        name: torch.from_numpy(column.reshape(*lead, *column.shape[1:]))
+        for name, column in packed.items()
+    }
+    files = [sample["files"] for sample in samples]
+    targets["files"] = [names[0] for names in files] if length == 1 else files
+    images = torch.from_numpy(pixels.reshape(*lead, *pixels.shape[1:]))
+    return images.movedim(-1, -3), targets
+
+
+def _pack(targets):
+    """Objects and ignored regions of all frames, each padded to the longest list."""
+    ignore = [target["ignore"] for target in targets]
+    boxes, valid = _stack([t["boxes"][~i] for t, i in zip(targets, ignore, strict=True)])
+    labels, _ = _stack([t["labels"][~i] for t, i in zip(targets, ignore, strict=True)])
+    regions, region_valid = _stack([t["boxes"][i] for t, i in zip(targets, ignore, strict=True)])
+    return {
+        "boxes": boxes,
+        "labels": labels,
+        "valid": valid,
+        "ignore_boxes": regions,
+        "ignore_valid": region_valid,
+    }
+
+
+def _stack(rows):
+    """(rows padded with 0 to the longest [B, G, ...], valid [B, G])."""
+    counts = np.array([len(row) for row in rows])
+    valid = np.arange(counts.max(initial=0)) < counts[:, None]
+    stacked = np.zeros((*valid.shape, *rows[0].shape[1:]), rows[0].dtype)
+    stacked[valid] = np.concatenate(rows)
+    return stacked, valid
+
+
+def build_loader(
+    records,
+    *,
+    train,
+    size_hw,
+    batch_size,
+    num_workers,
+    seed,
+    augment=None,
+    clip_length=1,
+    clip_interval=1,
+    train_difficult=True,
+    scales=None,
+    scale_every=10,
+    rank=0,
+    world=1,
+    cache_all=False,
+    pin=False,
+    context=None,
+):
+    """The Loader of one stage: images fitted into and padded to `size_hw`, augmented when training.
+
+    `cache_all` holds every decoded image in shared memory, for evaluation as well.
+    """
+    if clip_length == 1:
+        keys = stills(records)
+    else:
+        keys = windows(records, clip_length, clip_interval)
+    cache = None
+    if train or cache_all:
+        ahead = world * batch_size * (num_workers * PREFETCH + 1)
+        window = (2 * WINDOW + 1 + ahead) * clip_length if augment and augment.mosaic else 0
+        cache = choose_cache(
+            len(records),
+            size_hw,
+            window=window,
+            limit=CACHE_BYTES,
+            whole=cache_all,
+            context=context,
+        )
+    dataset = Dataset(
+        records,
+        keys=keys,
+        transforms=build_transforms(augment, size_hw) if train and augment else [],
+        fit_hw=size_hw,
+        seed=seed,
+        train=train,
+        train_difficult=train_difficult,
+        cache=cache,
+    )
+    return Loader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        seed=seed,
+        rank=rank,
+        world=world,
+        pad_hw=size_hw,
+        scales=scales,
+        scale_every=scale_every,
+        pin=pin,
+        context=context,
+    )
+
+
+class Loader:
+    """Batches of a Dataset for one of `world` processes; workers live until `close`.
+
+    Training: each global batch is the next world * batch_size positions of the epoch's order, of
+    which this rank takes its slice; a rest that does not fill a global batch is left out, unless
+    the whole set is smaller than one. Evaluation: the images rank, rank + world, ... each once.
+
+    `scales` (training): sizes (h, w), one of which is drawn every `scale_every` steps.
+    """
+
+    def __init__(
+        self,
+        dataset,
+        *,
+        batch_size,
+        num_workers,
+        seed,
+        rank=0,
+        world=1,
+        pad_hw=None,
+        scales=None,
+        scale_every=10,
+        pin=False,
+        context=None,
+    ):
+        if dataset.train and len(dataset) < world:
+            raise UserError(
+                f"{len(dataset)} training samples are too few for {world} processes; start fewer "
+                "processes, or shorter clips"
+            )
+        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        self.rank, self.world, self.pad_hw = rank, world, pad_hw
+        self.scales, self.scale_every = scales, scale_every
+        self._plan = _Plan()
+        self._workers = DataLoader(
+            _Guarded(dataset),
+            batch_sampler=self._plan,
+            collate_fn=_collate_guarded,
+            num_workers=num_workers,
+            prefetch_factor=PREFETCH if num_workers else None,
+            persistent_workers=num_workers > 0,
+            multiprocessing_context=context if num_workers else None,
+            worker_init_fn=_start_worker,
+            pin_memory=pin,
+        )
+
+    @property
+    def per_epoch(self):
+        """Steps in an epoch; the same on all ranks when training."""
+        if self.dataset.train:
+            return max(len(self.dataset) // (self.world * self.batch_size), 1)
+        own = len(range(self.rank, len(self.dataset), self.world))
+        return -(-own // self.batch_size)
+
+    def batches(self, epoch, first=0):
+        """(images, targets) of steps first, first + 1, ... of an epoch, as `collate` packs them."""
+        self._plan.batches = [
+            [(epoch, position, size_hw) for position in self._positions(step)]
+            for step in range(first, self.per_epoch)
+            for size_hw in (self._size(epoch, step),)
+        ]
+        for batch in self._workers:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+    def close(self):
+        """Ends the workers and frees the cache; the loader cannot be used again."""
+        self._workers = self.dataset.cache = None
+
+    def _positions(self, step):
+        """Positions of this rank's part of a step."""
+        count = len(self.dataset)
+        if not self.dataset.train:
+            return range(self.rank, count, self.world)[step * self.batch_size :][: self.batch_size]
+        total = self.world * self.batch_size
+        if count < total:  # one short batch, shared out as evenly as can be
+            edges = [rank * count // self.world for rank in range(self.world + 1)]
+            return range(edges[self.rank], edges[self.rank + 1])
+        first = step * total + self.rank * self.batch_size
+        return range(first, first + self.batch_size)
+
+    def _size(self, epoch, step):
+        """Size (h, w) of a step's images: the same on all ranks, whatever ran before."""
+        if not (self.dataset.train and self.scales):
+            return self.pad_hw
+        block = (epoch * self.per_epoch + step) // self.scale_every
+        rng = np.random.default_rng((self.seed, block, 0, 2))  # apart from all samples' streams
+        return self.scales[int(rng.integers(len(self.scales)))]
+
+
+class _Plan:
+    """The batch sampler: lists of dataset keys, set anew for each epoch."""
+
+    def __init__(self):
+        self.batches = []
+
+    def __iter__(self):
+        return iter(self.batches)
+
+    def __len__(self):
+        return len(self.batches)
+
+
+class _Guarded:
+    """Hands a user's error on as a value: raised in a worker it would come back as a traceback."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, key):
+        try:
+            return self.dataset[key], key[2]
+        except UserError as error:
+            return error, None
+
+
+def _collate_guarded(samples):
+    """A worker's batch, padded to the size of its keys, or the first error among its samples."""
+    for sample, _ in samples:
+        if isinstance(sample, UserError):
+            return sample
+    return collate([sample for sample, _ in samples], samples[0][1])
+
+
+def _start_worker(worker_id):
+    # The main process alone decides what an interruption means; workers end when it closes or dies.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+    # The workers are the parallelism; threads below them only wait for one another.
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

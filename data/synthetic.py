@@ -1,0 +1,205 @@
+"""The built-in set: five shapes on textured, noisy ground, drawn on first use.
+
+Colours, sizes and angles say nothing about the class; shapes overlap, are cut by the edges, and a
+few images are empty.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from data import coco
+from utils.errors import UserError
+
+CLASSES = ("circle", "square", "triangle", "star", "ring")
+COUNTS = {"train": 400, "val": 100}
+SIZE = 224  # pixels, both sides
+SIDES = (14, 90)  # least and largest extent of an object, pixels
+OBJECTS = 8  # at most in an image
+EMPTY = 0.04  # part of the images without objects
+SEEN = 0.55  # least part of an object that others leave visible
+SEED = 2024
+QUALITY = 92  # JPEG
+SUPERSAMPLE = 4  # shapes are drawn so many times larger and reduced
+
+
+def read(root, split, classes=None):
+    """Records of the drawn set; ROOT/synthetic is written where it is missing."""
+    folder = Path(root) / "synthetic"
+    if not folder.is_dir():
+        _write_set(folder)
+    return coco.read(folder, "train" if split == "train" else "val", classes=classes)
+
+
+def _write_set(folder):
+    """Draws into a temporary folder and renames it: nobody ever finds half a set."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=".synthetic-", dir=folder.parent))
+        try:
+            (part / "annotations").mkdir()
+            for number, (split, count) in enumerate(COUNTS.items()):
+                _write_split(part, split, count, number)
+            part.chmod(0o755)  # temporary folders are private
+            os.rename(part, folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster; its set is the same
+                raise
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    except OSError as error:
+        raise UserError(
+            f"synthetic: cannot write {folder} ({error.strerror or error}); "
+            "name a folder that can be written with --root"
+        ) from None
+
+
+def _write_split(folder, split, count, number):
+    (folder / split).mkdir()
+    images, annotations = [], []
+    for index in range(count):
+        image, objects = draw_image(np.random.default_rng((SEED, number, index)))
+        file = f"{index:04d}.jpg"
+        _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+        (folder / split / file).write_bytes(data.tobytes())
+        images.append({"id": index + 1, "file_name": file, "height": SIZE, "width": SIZE})
+        for label, (x1, y1, x2, y2) in objects:
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": index + 1,
+                    "category_id": label + 1,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                    "iscrowd": 0,
+                }
+            )
+    categories = [{"id": i, "name": name} for i, name in enumerate(CLASSES, start=1)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+
+
+def draw_image(rng):
+    """(image uint8 [SIZE, SIZE, 3], [(label, (x1, y1, x2, y2)), ...])."""
+    canvas = _ground(rng)
+    count = 0 if rng.random() < EMPTY else int(rng.integers(1, OBJECTS + 1))
+    owner = np.zeros((SIZE, SIZE), np.int32)  # number of the object seen at each pixel
+    areas, objects = [], []
+    for _ in range(count * 4):
+        if len(objects) == count:
+            break
+        label = int(rng.integers(len(CLASSES)))
+        alpha, corner = _place(_shape(CLASSES[label], rng), rng)
+        solid = alpha > 0.5
+        after = owner.copy()
+        _window(after, corner, solid.shape)[solid] = len(objects) + 1
+        seen = np.bincount(after.ravel(), minlength=len(objects) + 2)[1:]
+        if (seen < SEEN * np.array([*areas, solid.sum()])).any():
+            continue  # it would hide too much of an earlier object
+        owner = after
+        areas.append(int(solid.sum()))
+        rows, columns = np.flatnonzero(solid.any(axis=1)), np.flatnonzero(solid.any(axis=0))
+        x, y = corner
+        box = (x + columns[0], y + rows[0], x + columns[-1] + 1, y + rows[-1] + 1)
+        objects.append((label, tuple(int(side) for side in box)))
+        _paint(canvas, alpha, corner, rng)
+    canvas += rng.normal(0, rng.uniform(2, 9), canvas.shape).astype(np.float32)  # sensor noise
+    if rng.random() < 0.3:
+        canvas = cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.4, 0.9))
+    return np.clip(canvas, 0, 255).astype(np.uint8), objects
+
+
+def _window(array, corner, size_hw):
+    x, y = corner
+    return array[y : y + size_hw[0], x : x + size_hw[1]]
+
+
+def _ground(rng):
+    """Clouds of several wavelengths between two colours, stripes now and then, stray lines."""
+    field = np.zeros((SIZE, SIZE), np.float32)
+    for cells in (3, 7, 16, 40):
+        noise = rng.random((cells, cells), np.float32)
+        noise = cv2.resize(noise, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
+        field += noise * rng.uniform(0.3, 1.0) * (3 / cells) ** 0.5
+    if rng.random() < 0.4:
+        angle, wavelength = rng.uniform(0, np.pi), rng.uniform(8, 40)
+        y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
+        wave = np.sin((x * np.cos(angle) + y * np.sin(angle)) * (2 * np.pi / wavelength))
+        field += wave * rng.uniform(0.05, 0.3)
+    field = (field - field.min()) / (np.ptp(field) + 1e-6)
+    dark, light = _colour(rng, (0.1, 0.55), (0.15, 0.6)), _colour(rng, (0.1, 0.55), (0.4, 0.9))
+    canvas = dark + (light - dark) * field[..., None]
+    for _ in range(rng.integers(0, 7)):
+        ends = rng.integers(0, SIZE, 4).tolist()
+        colour = _colour(rng, (0.1, 0.8), (0.2, 0.9)).tolist()
+        cv2.line(canvas, ends[:2], ends[2:], colour, int(rng.integers(1, 3)), cv2.LINE_AA)
+    return canvas
+
+
+def _colour(rng, saturation, value):
+    """Random hue; BGR float32 [3] in 0..255."""
+    hsv = [rng.uniform(0, 360), rng.uniform(*saturation), rng.uniform(*value)]
+    return 255 * cv2.cvtColor(np.array([[hsv]], np.float32), cv2.COLOR_HSV2BGR)[0, 0]
+
+
+def _shape(name, rng):
+    """Coverage float32 [h, w] of a turned shape, its longer side as SIDES says."""
+    # Drawn by the logarithm of the size: small objects are as frequent as large ones.
+    side = float(np.exp(rng.uniform(*np.log(SIDES))))
+    turn = rng.uniform(0, 2 * np.pi)
+    points = _outline(name, turn)
+    points *= side / np.ptp(points, axis=0).max()
+    points -= points.min(axis=0)
+    width, height = (np.ceil(points.max(axis=0)).astype(int) + 1).tolist()
+    mask = np.zeros((height * SUPERSAMPLE, width * SUPERSAMPLE), np.uint8)
+    cv2.fillPoly(mask, [np.round(points * SUPERSAMPLE).astype(np.int32)], 255)
+    if name == "ring":
+        hole = (points - side / 2) * rng.uniform(0.45, 0.62) + side / 2
+        cv2.fillPoly(mask, [np.round(hole * SUPERSAMPLE).astype(np.int32)], 0)
+    return cv2.resize(mask, (width, height), interpolation=cv2.INTER_AREA) / np.float32(255)
+
+
+def _outline(name, turn):
+    """Corners float64 [K, 2] on the unit circle; a star's inner ones lie nearer."""
+    corners = {"circle": 64, "ring": 64, "square": 4, "triangle": 3, "star": 10}[name]
+    angles = turn + np.arange(corners) * (2 * np.pi / corners)
+    radius = np.where(np.arange(corners) % 2, 0.42, 1.0) if name == "star" else 1.0
+    return np.stack([np.cos(angles) * radius, np.sin(angles) * radius], axis=1)
+
+
+def _place(alpha, rng):
+    """(alpha cut at the image's edges, its corner (x, y)); the centre stays inside the image."""
+    height, width = alpha.shape
+    margin = 0.3 if rng.random() < 0.25 else 0.0  # of the object may lie outside
+    x, y = (
+        int(rng.uniform(-margin * side, SIZE - side * (1 - margin))) for side in (width, height)
+    )
+    part = alpha[max(-y, 0) : SIZE - y, max(-x, 0) : SIZE - x]
+    return part, (max(x, 0), max(y, 0))
+
+
+def _paint(canvas, alpha, corner, rng):
+    """Blends a shape in: a soft shadow, a colour unlike the ground's, shading and a rim."""
+    height, width = alpha.shape
+    ground = _window(canvas, corner, alpha.shape).mean(axis=(0, 1))
+    colour = max(
+        (_colour(rng, (0.3, 1.0), (0.25, 1.0)) for _ in range(4)),
+        key=lambda c: np.abs(c - ground).sum(),
+    )
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
+    turn = rng.uniform(0, 2 * np.pi)
+    shade = 1 + rng.uniform(0.05, 0.3) * (x * np.cos(turn) + y * np.sin(turn))
+    paint = colour * shade[..., None]
+    shadow = cv2.GaussianBlur(np.pad(alpha, 6), (0, 0), 2.5) * rng.uniform(0.1, 0.45)
+    x0, y0 = corner[0] - 4, corner[1] - 3  # the light comes from the upper left
+    top, left = max(-y0, 0), max(-x0, 0)
+    under = _window(canvas, (x0 + left, y0 + top), (shadow.shape[0] - top, shadow.shape[1] - left))
+    shadow = shadow[top:, left:][: under.shape[0], : under.shape[1]]
+    under *= 1 - shadow[..., None]
+    part = _window(canvas, corner, alpha.shape)
+    part += (paint - part) * alpha[..., None]

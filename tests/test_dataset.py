@@ -1,0 +1,168 @@
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import pytest
+
+from data.cache import SharedCache, choose_cache
+from data.clips import stills, windows
+from data.dataset import WINDOW, Dataset, draw_partner
+from data.mosaic import build_transforms
+from data.records import Entry, build
+from utils.errors import UserError
+from utils.image import fit, read_image
+
+
+@dataclass(frozen=True)
+class Augment:
+    mosaic: float = 1.0
+    mixup: float = 0.5
+    mosaic_scale: tuple = (0.5, 1.5)
+    mixup_scale: tuple = (0.5, 1.5)
+    degrees: float = 10.0
+    translate: float = 0.1
+    shear: float = 2.0
+    hsv: float = 1.0
+    flip: float = 0.5
+    fill: int = 114
+    min_box: float = 1.0
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """Eleven noisy images of several sizes; image 4 is empty; objects 0 a crowd, 1 difficult."""
+    root, rng, entries = tmp_path_factory.mktemp("set"), np.random.default_rng(0), []
+    for number in range(11):
+        height, width = (int(side) for side in rng.integers(40, 90, 2))
+        image = cv2.resize(rng.integers(0, 256, (6, 6, 3), np.uint8), (width, height))
+        cv2.imwrite(str(root / f"{number}.png"), image)
+        entry = Entry(
+            f"{number}.png", (height, width), 100 + number, video=number % 2, frame=20 - number
+        )
+        for k in range(0 if number == 4 else 3):
+            entry.add((2 + 9 * k, 3, 25 + k, 35), k, crowd=k == 0, difficult=k == 1)
+        entries.append(entry)
+    return build(root, ("a", "b", "c"), entries, videos=("even", "odd"))
+
+
+def make(records, **changes):
+    options = {
+        "keys": stills(records),
+        "transforms": build_transforms(Augment(), (64, 64)),
+        "fit_hw": (64, 64),
+        "seed": 5,
+        "train": True,
+    }
+    return Dataset(records, **options | changes)
+
+
+def same(one, two):
+    """Whether two samples are equal to the bit."""
+    pixels = all(np.array_equal(a, b) for a, b in zip(one["images"], two["images"], strict=True))
+    targets = all(
+        np.array_equal(a[name], b[name])
+        for a, b in zip(one["targets"], two["targets"], strict=True)
+        for name in ("boxes", "labels", "ignore")
+    )
+    return pixels and targets and one["image_ids"] == two["image_ids"]
+
+
+def test_the_key_alone_decides(records):
+    one, two = make(records), make(records)
+    keys = [(epoch, position, None) for epoch in (0, 1) for position in range(11)]
+    first = [one[key] for key in keys]
+    assert all(same(a, two[key]) for a, key in zip(first[::-1], keys[::-1], strict=True))
+    assert not same(make(records, seed=6)[0, 3, None], first[3])
+
+
+def test_each_epoch_is_another_order_of_all(records):
+    dataset = make(records)
+    orders = [[dataset[epoch, p, None]["indices"][0] for p in range(11)] for epoch in (0, 1, 0)]
+    assert orders[0] == orders[2] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(11))
+
+
+@pytest.mark.parametrize("slots, whole", [(11, True), (11, False), (3, False), (1, False)])
+def test_a_cache_changes_nothing(records, slots, whole):
+    plain = make(records)
+    cached = make(records, cache=SharedCache(slots, (64, 64), whole=whole))
+    for epoch in (0, 1):
+        for position in range(11):
+            assert same(plain[epoch, position, None], cached[epoch, position, None])
+
+
+def test_one_decode_a_sample(records, monkeypatch):
+    dataset = make(records, cache=choose_cache(11, (64, 64), window=0, limit=2**20))
+    decode, seen = dataset._decode, []
+    monkeypatch.setattr(dataset, "_decode", lambda index: seen.append(index) or decode(index))
+    for epoch in (0, 1, 2):
+        for position in range(11):
+            dataset[epoch, position, None]
+    assert sorted(seen) == list(range(11))
+
+
+def test_choose_cache():
+    options = {"fit_hw": (10, 10), "limit": 3000}
+    assert choose_cache(10, window=0, **options).whole
+    assert choose_cache(11, window=0, **options) is None
+    running = choose_cache(11, window=20, **options)
+    assert running.slots == 10 and not running.whole
+    assert choose_cache(11, window=0, whole=True, **options).slots == 11
+
+
+def test_partners_lie_in_the_window():
+    rng = np.random.default_rng(0)
+    for position in (0, 10, 500, 990, 999):
+        drawn = [draw_partner(position, 1000, rng) for _ in range(2000)]
+        assert 0 <= min(drawn) and max(drawn) < 1000
+        assert max(drawn) - min(drawn) == 2 * WINDOW
+        assert min(drawn) <= position <= max(drawn)
+    assert {draw_partner(3, 5, rng) for _ in range(200)} == set(range(5))
+
+
+def test_evaluation_fits_and_keeps_the_order(records):
+    dataset = make(records, train=False, transforms=[])
+    for index in range(11):
+        sample = dataset[0, index, None]
+        image, ratio = fit(read_image(records.path(index)), (64, 64))
+        assert sample["indices"] == [index] and sample["image_ids"] == [100 + index]
+        assert np.array_equal(sample["images"][0], image)
+        assert sample["ratios"] == [np.float32(ratio)]
+        boxes = records.boxes_of(index)["boxes"] * ratio
+        assert np.allclose(sample["targets"][0]["boxes"], boxes)
+        assert sample["orig_sizes"] == [tuple(records.sizes[index])]
+    plain = make(records, train=False, transforms=[], fit_hw=None)[0, 2, None]
+    assert plain["images"][0].shape[:2] == tuple(records.sizes[2]) and plain["ratios"] == [1]
+
+
+def test_ignored_objects(records):
+    for train_difficult, expected in ((True, [True, False, False]), (False, [True, True, False])):
+        dataset = make(records, train=False, transforms=[], train_difficult=train_difficult)
+        assert dataset[0, 0, None]["targets"][0]["ignore"].tolist() == expected
+
+
+def test_multi_scale_resizes_image_and_boxes(records):
+    dataset = make(records)
+    for position in range(11):
+        small, large = dataset[0, position, (64, 64)], dataset[0, position, (96, 96)]
+        assert large["images"][0].shape == (96, 96, 3)
+        boxes = [sample["targets"][0]["boxes"] for sample in (small, large)]
+        assert np.allclose(boxes[0] * 1.5, boxes[1])
+
+
+def test_clips(records):
+    keys = windows(records, 3)
+    assert keys[0] == (10, 8, 6) and all(len(key) == 3 for key in keys)  # by frame number
+    assert len(keys) == 4 + 3 and windows(records, 3, 2) == [(10, 6, 2), (8, 4, 0), (9, 5, 1)]
+    sample = make(records, keys=keys)[0, 2, None]
+    assert len(sample["images"]) == len(sample["targets"]) == len(sample["files"]) == 3
+    plain = make(records, keys=keys)
+    cached = make(records, keys=keys, cache=SharedCache(5, (64, 64)))
+    assert all(same(plain[0, p, None], cached[0, p, None]) for p in range(len(keys)))
+
+
+def test_an_image_that_changed_is_named(records, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((20, 30, 3), np.uint8))
+    changed = build(tmp_path, ("a",), [Entry("a.png", (30, 20))])
+    with pytest.raises(UserError, match=r"a.png: the image is \(20, 30\)"):
+        make(changed)[0, 0, None]

@@ -1,0 +1,234 @@
+import multiprocessing
+import os
+import signal
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from data.loader import build_loader, collate
+from data.records import Entry, build
+from utils.errors import UserError
+
+SIZE = 64, 96
+
+
+@dataclass(frozen=True)
+class Augment:
+    mosaic: float = 0.7
+    mixup: float = 0.5
+    mosaic_scale: tuple = (0.5, 1.5)
+    mixup_scale: tuple = (0.5, 1.5)
+    degrees: float = 10.0
+    translate: float = 0.1
+    shear: float = 2.0
+    hsv: float = 1.0
+    flip: float = 0.5
+    fill: int = 114
+    min_box: float = 1.0
+
+
+@pytest.fixture
+def records(tmp_path):
+    """Thirteen noisy images of several sizes; image 4 is empty; one video."""
+    rng, entries = np.random.default_rng(0), []
+    for number in range(13):
+        height, width = (int(side) for side in rng.integers(40, 90, 2))
+        image = cv2.resize(rng.integers(0, 256, (6, 6, 3), np.uint8), (width, height))
+        cv2.imwrite(str(tmp_path / f"{number}.png"), image)
+        entry = Entry(f"{number}.png", (height, width), video=0, frame=number)
+        for k in range(0 if number == 4 else number % 3 + 1):
+            entry.add((2 + 9 * k, 3, 25 + k, 35), k)
+        entries.append(entry)
+    return build(tmp_path, ("a", "b", "c"), entries, videos=("v",))
+
+
+def make(records, **changes):
+    options = {
+        "train": True,
+        "size_hw": SIZE,
+        "batch_size": 2,
+        "num_workers": 0,
+        "seed": 3,
+        "augment": Augment(),
+    }
+    return build_loader(records, **options | changes)
+
+
+def same(one, two):
+    """Whether two lists of batches are equal to the bit."""
+    assert len(one) == len(two)
+    for (images, targets), (other_images, other_targets) in zip(one, two, strict=True):
+        assert torch.equal(images, other_images)
+        assert targets.keys() == other_targets.keys()
+        for name, column in targets.items():
+            other = other_targets[name]
+            equal = column == other if name == "files" else torch.equal(column, other)
+            assert equal, name
+    return True
+
+
+def sample(counts, ignored=(), size_hw=(20, 30)):
+    """A sample of len(counts) frames with so many objects; those in `ignored` are ignored."""
+    targets = [
+        {
+            "boxes": np.arange(count * 4, dtype=np.float32).reshape(-1, 4),
+            "labels": np.arange(count),
+            "ignore": np.isin(np.arange(count), ignored),
+        }
+        for count in counts
+    ]
+    return {
+        "images": [np.full((*size_hw, 3), 9, np.uint8) for _ in counts],
+        "targets": targets,
+        "orig_sizes": [(40, 60)] * len(counts),
+        "ratios": [0.5] * len(counts),
+        "image_ids": list(range(len(counts))),
+        "files": [f"{k}.jpg" for k in range(len(counts))],
+    }
+
+
+def test_collate():
+    images, targets = collate([sample([3], ignored=[1]), sample([0], size_hw=(33, 10))])
+    assert images.shape == (2, 3, 64, 32) and images.dtype == torch.uint8
+    assert images[0, :, :20, :30].unique().tolist() == [9] and images[0].sum() == 9 * 3 * 600
+    assert targets["boxes"].shape == (2, 2, 4) and targets["boxes"].dtype == torch.float32
+    assert targets["valid"].tolist() == [[True, True], [False, False]]
+    assert targets["labels"].tolist() == [[0, 2], [0, 0]] and targets["labels"].dtype == torch.int64
+    assert targets["ignore_boxes"].tolist() == [[[4, 5, 6, 7]], [[0, 0, 0, 0]]]
+    assert targets["ignore_valid"].tolist() == [[True], [False]]
+    assert targets["size"].tolist() == [[20, 30], [33, 10]]
+    assert targets["orig_size"].tolist() == [[40, 60], [40, 60]]
+    assert targets["ratio"].tolist() == [0.5, 0.5] and targets["ratio"].dtype == torch.float32
+    assert targets["image_id"].tolist() == [0, 0] and targets["files"] == ["0.jpg", "0.jpg"]
+
+
+def test_collate_without_objects():
+    images, targets = collate([sample([0]), sample([0])], (40, 48))
+    assert images.shape == (2, 3, 40, 48)
+    assert targets["boxes"].shape == (2, 0, 4) and targets["labels"].shape == (2, 0)
+    assert targets["valid"].shape == targets["ignore_valid"].shape == (2, 0)
+    assert targets["ignore_boxes"].shape == (2, 0, 4)
+
+
+def test_collate_clips():
+    images, targets = collate([sample([1, 4]), sample([0, 2])], (40, 48))
+    assert images.shape == (2, 2, 3, 40, 48) and targets["boxes"].shape == (2, 2, 4, 4)
+    assert targets["valid"].sum(-1).tolist() == [[1, 4], [0, 2]]
+    assert targets["size"].shape == targets["orig_size"].shape == (2, 2, 2)
+    assert targets["ratio"].shape == (2, 2)
+    assert (
+        targets["image_id"].tolist() == [[0, 1]] * 2
+        and targets["files"] == [["0.jpg", "1.jpg"]] * 2
+    )
+
+
+def test_many_objects_are_all_kept():
+    assert collate([sample([700])])[1]["valid"].sum() == 700
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_change_nothing(records, context):
+    alone = make(records)
+    several = make(records, num_workers=2, context=context)
+    assert alone.per_epoch == several.per_epoch == 6
+    for epoch in (0, 1):
+        assert same(list(alone.batches(epoch)), list(several.batches(epoch)))
+    list(zip(several.batches(2), range(2), strict=False))  # left in the middle
+    assert same(list(alone.batches(3, first=4)), list(several.batches(3, first=4)))
+    several.close()
+
+
+def test_resume_is_the_tail(records, monkeypatch):
+    loader = make(records)
+    whole = list(loader.batches(1))
+    decode, seen = type(loader.dataset).__getitem__, []
+    monkeypatch.setattr(
+        type(loader.dataset), "__getitem__", lambda self, key: seen.append(key) or decode(self, key)
+    )
+    assert same(list(loader.batches(1, first=4)), whole[4:])
+    assert len(seen) == 4  # what lies before is not made
+    assert list(loader.batches(1, first=6)) == []
+
+
+def test_ranks_share_what_one_process_sees(records):
+    whole = list(make(records, batch_size=6).batches(0))
+    parts = [list(make(records, batch_size=3, rank=r, world=2).batches(0)) for r in (0, 1)]
+    assert len(whole) == 2
+    for step, (images, targets) in enumerate(whole):
+        assert torch.equal(images, torch.cat([part[step][0] for part in parts]))
+        assert targets["files"] == parts[0][step][1]["files"] + parts[1][step][1]["files"]
+
+
+def test_a_set_smaller_than_a_batch(records):
+    few = records.limit(5)
+    for world in (1, 2, 3, 5):
+        loaders = [make(few, batch_size=8, rank=r, world=world) for r in range(world)]
+        assert all(loader.per_epoch == 1 for loader in loaders)
+        files = [f for loader in loaders for _, t in loader.batches(0) for f in t["files"]]
+        assert sorted(files) == sorted(few.files)
+    with pytest.raises(UserError, match="too few for 6 processes"):
+        make(few, world=6)
+
+
+def test_evaluation_sees_each_image_once(records):
+    options = {"train": False, "batch_size": 4, "augment": None}
+    loaders = [make(records, rank=r, world=2, **options) for r in (0, 1)]
+    found = []
+    for loader in loaders:
+        batches = list(loader.batches(0))
+        assert len(batches) == loader.per_epoch == 2
+        assert all(images.shape[2:] == SIZE for images, _ in batches)
+        found += [i for _, targets in batches for i in targets["image_id"].tolist()]
+    assert sorted(found) == records.image_ids.tolist()
+    assert loaders[0].per_epoch == make(records, cache_all=True, **options).per_epoch // 2
+
+
+def test_scales(records):
+    scales = [(64, 96), (32, 64), (96, 128)]
+    options = {"scales": scales, "scale_every": 2, "augment": Augment(mosaic=1.0)}
+    loader = make(records, **options)
+    sizes = [tuple(i.shape[2:]) for e in range(4) for i, _ in loader.batches(e)]
+    assert set(sizes) == set(scales)
+    assert all(sizes[k] == sizes[k + 1] for k in range(0, len(sizes), 2))
+    again = make(records, batch_size=1, world=2, rank=1, **options)
+    assert [tuple(i.shape[2:]) for i, _ in again.batches(2, first=3)] == sizes[15:18]
+    _, targets = next(loader.batches(0))
+    assert targets["size"].tolist() == [list(sizes[0])] * 2
+
+
+def test_clips(records):
+    images, targets = next(make(records, clip_length=3, num_workers=0).batches(0))
+    assert images.shape == (2, 3, 3, *SIZE) and targets["valid"].shape[:2] == (2, 3)
+    numbers = [[int(name.split(".")[0]) for name in names] for names in targets["files"]]
+    assert all(np.diff(row).tolist() == [1, 1] for row in numbers)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_faulty_file_is_named(records, num_workers):
+    (records.root / "7.png").unlink()
+    loader = make(records, num_workers=num_workers, batch_size=13)
+    with pytest.raises(UserError, match=r"^\S*7.png: cannot be read \(No such file") as caught:
+        list(loader.batches(0))
+    assert "Traceback" not in str(caught.value)
+    loader.close()
+
+
+def test_workers_leave_interruptions_to_the_main_process(records):
+    loader = make(records, num_workers=1)
+    batches = loader.batches(0)
+    next(batches)
+    [worker] = multiprocessing.active_children()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        os.kill(worker.pid, signum)
+    assert len(list(batches)) == loader.per_epoch - 1 and worker.is_alive()
+    loader.close()
+    worker.join(10)
+    assert not worker.is_alive()
+
+
+def test_images_lie_channels_last(records):
+    images, _ = next(make(records).batches(0))
+    assert images.is_contiguous(memory_format=torch.channels_last)
