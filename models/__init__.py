@@ -1,0 +1,100 @@
+"""Detectors and backbones by name, and how to get one: from a recipe or from a checkpoint."""
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+from torch import Tensor
+
+from models import cspdarknet
+from models.darknet53 import darknet53
+from models.detector import Detector
+from models.layers import fuse
+from models.yolox import YOLOX
+from utils import checkpoint
+from utils.errors import UserError
+
+__all__ = [
+    "BACKBONES",
+    "DETECTORS",
+    "arguments_of",
+    "build_model",
+    "fuse",
+    "load",
+    "read_weights",
+    "version_of",
+]
+
+DETECTORS = {"yolox": YOLOX}
+
+BACKBONES = {
+    "cspdarknet-nano": cspdarknet.cspdarknet_nano,
+    "cspdarknet-tiny": cspdarknet.cspdarknet_tiny,
+    "cspdarknet-s": cspdarknet.cspdarknet_s,
+    "cspdarknet-m": cspdarknet.cspdarknet_m,
+    "cspdarknet-l": cspdarknet.cspdarknet_l,
+    "cspdarknet-x": cspdarknet.cspdarknet_x,
+    "darknet53": darknet53,
+}
+
+
+def build_model(recipe, classes) -> Detector:
+    """The untrained detector of a recipe; its activation is the backbone's too."""
+    options = recipe.model if isinstance(recipe.model, dict) else dataclasses.asdict(recipe.model)
+    backbone = _named(BACKBONES, "backbone", recipe.backbone)(act=options["act"])
+    return _named(DETECTORS, "detector", recipe.detector)(
+        backbone,
+        classes=tuple(classes),
+        input_hw=(recipe.img_size, recipe.img_size),
+        conf=recipe.conf,
+        nms=recipe.nms,
+        max_dets=recipe.max_dets,
+        **options,
+    )
+
+
+def load(
+    path: str | Path,
+    *,
+    conf: float | None = 0.3,
+    nms: float | None = 0.45,
+    img_size: int | None = None,
+) -> Detector:
+    """The trained detector in a file, ours or a published one, in eval mode.
+
+    `conf` and `nms` are for looking at detections; None leaves what the file's recipe evaluates at.
+    """
+    found = _open(path)
+    asked = {"conf": conf, "nms": nms, "img_size": img_size}
+    given = {name: value for name, value in asked.items() if value is not None}
+    model = build_model(SimpleNamespace(**{**found.recipe, **given}), found.classes)
+    checkpoint.load_weights(model, found.state)
+    return model.eval()
+
+
+def arguments_of(path: str | Path) -> dict:
+    """The flags of the training that wrote a file; empty for a published one."""
+    return _open(path).arguments
+
+
+def version_of(path: str | Path) -> str:
+    """The name of the model in a file, such as yolox-s."""
+    return _open(path).recipe["version"]
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The weights in a file, ours or a published one, under our names."""
+    return _open(path).state
+
+
+def _open(path):
+    # Imported here because `python -m models.convert` runs that file after importing this one.
+    from models.convert import open_file
+
+    return open_file(path)
+
+
+def _named(table: dict, kind: str, name: str):
+    if name not in table:
+        raise UserError(f"no {kind} {name!r}; there are {', '.join(table)}")
+    return table[name]

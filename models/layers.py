@@ -1,0 +1,174 @@
+"""Blocks of YOLOX and its kin, and what belongs to any network.
+
+Leaf names (conv, bn, dconv, pconv, conv1, m, ...) are those of the published checkpoints.
+"""
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import fuse_conv_bn_eval
+
+from utils.errors import UserError
+
+BN_EPS, BN_MOMENTUM = 1e-3, 0.03  # YOLOX's; with torch's 1e-5 the published weights go wrong
+
+ACTIVATIONS = {
+    "silu": lambda: nn.SiLU(),
+    "relu": lambda: nn.ReLU(inplace=True),
+    "lrelu": lambda: nn.LeakyReLU(0.1, inplace=True),
+}
+
+
+class Pixels(NamedTuple):
+    """What a backbone's weights expect: channel order, mean and std of that order (0..255), and
+    the colour in BGR, before normalising, that padding takes."""
+
+    order: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    padding: tuple[float, float, float]
+
+
+RAW_PIXELS = Pixels("bgr", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (114.0, 114.0, 114.0))
+
+
+def activation(name: str) -> nn.Module:
+    if name not in ACTIVATIONS:
+        raise UserError(f"no activation {name!r}; there are {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]()
+
+
+class ConvBNAct(nn.Module):
+    """Convolution without bias, batch norm, activation; padding keeps the size at stride 1."""
+
+    def __init__(self, cin: int, cout: int, k: int, s: int = 1, *, groups: int = 1, act: str):
+        super().__init__()
+        self.conv = nn.Conv2d(cin, cout, k, s, (k - 1) // 2, groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(cout, eps=BN_EPS, momentum=BN_MOMENTUM)
+        self.act = activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(self.conv(x)))
+
+
+class DWConv(nn.Module):
+    """Depthwise separable convolution: k x k per channel, then 1 x 1."""
+
+    def __init__(self, cin: int, cout: int, k: int, s: int = 1, *, act: str):
+        super().__init__()
+        self.dconv = ConvBNAct(cin, cin, k, s, groups=cin, act=act)
+        self.pconv = ConvBNAct(cin, cout, 1, act=act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pconv(self.dconv(x))
+
+
+def conv_type(depthwise: bool) -> type[nn.Module]:
+    """The convolution of everything wider than 1 x 1."""
+    return DWConv if depthwise else ConvBNAct
+
+
+class Bottleneck(nn.Module):
+    """1 x 1, then 3 x 3, with the input added where `shortcut` says so."""
+
+    def __init__(self, channels: int, *, shortcut: bool, depthwise: bool, act: str):
+        super().__init__()
+        self.conv1 = ConvBNAct(channels, channels, 1, act=act)
+        self.conv2 = conv_type(depthwise)(channels, channels, 3, act=act)
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv2(self.conv1(x))
+        return x + y if self.shortcut else y
+
+
+class CSPLayer(nn.Module):
+    """Half of the channels pass n bottlenecks, half go around."""
+
+    def __init__(self, cin, cout, n: int, *, shortcut: bool = True, depthwise: bool, act: str):
+        super().__init__()
+        hidden = int(cout * 0.5)
+        self.conv1 = ConvBNAct(cin, hidden, 1, act=act)
+        self.conv2 = ConvBNAct(cin, hidden, 1, act=act)
+        self.conv3 = ConvBNAct(2 * hidden, cout, 1, act=act)
+        self.m = nn.Sequential(
+            *(Bottleneck(hidden, shortcut=shortcut, depthwise=depthwise, act=act) for _ in range(n))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv3(torch.cat((self.m(self.conv1(x)), self.conv2(x)), dim=1))
+
+
+class SPPBottleneck(nn.Module):
+    """Maxima over 5, 9 and 13 pixels beside the map itself."""
+
+    def __init__(self, cin: int, cout: int, *, act: str):
+        super().__init__()
+        hidden = cin // 2
+        self.conv1 = ConvBNAct(cin, hidden, 1, act=act)
+        self.conv2 = ConvBNAct(4 * hidden, cout, 1, act=act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pool1 = self.conv1(x)
+        pool5 = F.max_pool2d(pool1, 5, stride=1, padding=2)
+        pool9 = F.max_pool2d(pool5, 5, stride=1, padding=2)  # 5 of 5 is 9: same, and faster
+        pool13 = F.max_pool2d(pool9, 5, stride=1, padding=2)
+        return self.conv2(torch.cat((pool1, pool5, pool9, pool13), dim=1))
+
+
+class Focus(nn.Module):
+    """Four pixels into channels, then 3 x 3: computed as the equal 6 x 6 convolution of stride 2.
+
+    The weight keeps its published shape [cout, 12, 3, 3].
+    """
+
+    def __init__(self, cout: int, *, act: str):
+        super().__init__()
+        self.conv = ConvBNAct(12, cout, 3, act=act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(x, focus_kernel(self.conv.conv.weight), stride=2, padding=2)
+        return self.conv.act(self.conv.bn(x))
+
+
+def focus_kernel(weight: Tensor) -> Tensor:
+    """[O, 12, 3, 3] over (column parity b, row parity a, colour) -> [O, 3, 6, 6]."""
+    cout = len(weight)
+    kernel = weight.reshape(cout, 2, 2, 3, 3, 3)  # [O, b, a, colour, i, j]
+    return kernel.permute(0, 3, 4, 2, 5, 1).reshape(cout, 3, 6, 6)  # row 2i + a, column 2j + b
+
+
+class ResLayer(nn.Module):
+    """Darknet-53's residual block."""
+
+    def __init__(self, channels: int, *, act: str):
+        super().__init__()
+        self.layer1 = ConvBNAct(channels, channels // 2, 1, act=act)
+        self.layer2 = ConvBNAct(channels // 2, channels, 3, act=act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layer2(self.layer1(x))
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """A copy for inference, in eval mode: batch norms folded into their convolutions, the 6 x 6
+    stem laid out. Its outputs are those of `model` up to rounding; its names are its own."""
+    fused = copy.deepcopy(model).eval()
+    for module in list(fused.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, Focus | ConvBNAct):
+                module.add_module(name, _fused(child))
+    return fused
+
+
+def _fused(block: nn.Module) -> nn.Sequential:
+    if isinstance(block, ConvBNAct):
+        return nn.Sequential(fuse_conv_bn_eval(block.conv, block.bn), block.act)
+    folded = fuse_conv_bn_eval(block.conv.conv, block.conv.bn)
+    conv = nn.Conv2d(3, folded.out_channels, 6, stride=2, padding=2).to(folded.weight)
+    conv.weight = nn.Parameter(focus_kernel(folded.weight.detach()))
+    conv.bias = folded.bias
+    return nn.Sequential(conv, block.conv.act)

@@ -1,0 +1,190 @@
+"""Who matches whom: pure functions on fixed slots, no gradient, no waiting for the device.
+
+B images, G ground-truth slots, N locations, K union-candidate slots, S own-candidate slots of one
+box, P positive slots, C classes.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.anchors import Level
+from utils.boxes import iou, pairwise_iou
+
+TOP_K = 10  # most locations one box may get (YOLOX)
+IOU_WEIGHT = 3.0  # of the overlap term beside the class term of the cost
+
+
+class Match(NamedTuple):
+    """One row per positive slot; what a slot holds where it is not valid means nothing."""
+
+    location: Tensor  # int64 [B, P]
+    gt: Tensor  # int64 [B, P]
+    valid: Tensor  # bool [B, P]
+    iou: Tensor  # float32 [B, P] of the prediction with its box
+
+
+@torch.no_grad()
+def simota(
+    pred: Tensor,
+    cls_logits: Tensor,
+    obj_logits: Tensor,
+    gt: Tensor,
+    labels: Tensor,
+    valid: Tensor,
+    *,
+    levels: list[Level],
+    center_radius: float = 1.5,
+    cost_kind: str = "iou",
+) -> Match:
+    """SimOTA (YOLOX, arXiv 2107.08430): each box takes its k cheapest locations near its centre,
+    k being the sum of the best overlaps; a location wanted by several goes to the cheapest.
+
+    pred [B, N, 4], cls_logits [B, N, C], obj_logits [B, N], all float32; gt [B, G, 4],
+    labels [B, G], valid [B, G]. Differs from the reference where that fails: a box never takes a
+    location outside its own centre region, nor more than there are. Ties go to the lower index.
+    """
+    batch, num_gt = valid.shape
+    if num_gt == 0:
+        nothing = labels.new_zeros(batch, 0)
+        return Match(nothing, nothing, valid, gt.new_zeros(batch, 0))
+    num_locations = pred.shape[1]
+
+    own, own_valid = center_cells(gt, valid, levels, center_radius)  # [B, G, S]
+    union, place, union_valid = _union(own, own_valid, num_locations)  # [B, K], [B, N], [B, K]
+    own_place = place.gather(1, own.flatten(1)).view_as(own)  # [B, G, S] slots in the union
+
+    union_pred = pred.gather(1, union[..., None].expand(-1, -1, 4))  # [B, K, 4]
+    overlaps = pairwise_iou(gt, union_pred)  # [B, G, K]
+    overlaps.masked_fill_(~(valid[..., None] & union_valid[:, None]), 0.0)
+    own_iou = overlaps.gather(2, own_place)  # [B, G, S]
+
+    cost = _class_cost(cls_logits, obj_logits, labels, union, own_place)
+    cost = cost + IOU_WEIGHT * _overlap_cost(own_iou, pred, gt, own, cost_kind)
+    cost = cost.masked_fill(~own_valid, math.inf)  # [B, G, S]
+
+    best = overlaps.topk(min(TOP_K, overlaps.shape[2]), dim=2).values
+    k = best.sum(2).to(torch.int64).clamp(min=1)  # [B, G]
+    k = torch.minimum(k, own_valid.sum(2))
+
+    order = cost.argsort(dim=2, stable=True)[..., :TOP_K]  # own slots ascend by location
+    claimed = own.gather(2, order)  # [B, G, min(10, S)]
+    claims = torch.arange(order.shape[2], device=k.device) < k[..., None]
+    keep, winner = _settle(claimed, claims, own, own_valid, cost, num_locations)
+
+    location = claimed.flatten(1)  # [B, P]
+    matched_iou = overlaps.flatten(1).gather(
+        1, winner * overlaps.shape[2] + place.gather(1, location)
+    )
+    return Match(location, winner, keep, matched_iou)
+
+
+def center_cells(gt: Tensor, valid: Tensor, levels: list[Level], radius: float):
+    """The locations whose centre lies within `radius` strides of a box's centre, in x and in y.
+
+    (location [B, G, S], valid [B, G, S]); S = cells per level * levels, locations ascend in S.
+    Centre regions never hold more than (2 * ceil(radius - 0.5) + 1)^2 cells of a level.
+    """
+    center = (gt[..., :2] + gt[..., 2:]) / 2  # [B, G, 2]
+    locations, inside, first = [], [], 0
+    for rows, columns, stride in levels:
+        column, near_x = _near(center[..., 0], columns, stride, radius)  # [B, G, D]
+        row, near_y = _near(center[..., 1], rows, stride, radius)
+        location = first + row[..., :, None] * columns + column[..., None, :]  # [B, G, D, D]
+        near = near_y[..., :, None] & near_x[..., None, :] & valid[..., None, None]
+        locations.append(location.flatten(2))
+        inside.append(near.flatten(2))
+        first += rows * columns
+    inside = torch.cat(inside, dim=2)
+    return torch.cat(locations, dim=2).masked_fill(~inside, 0), inside
+
+
+def _near(center: Tensor, count: int, stride: int, radius: float) -> tuple[Tensor, Tensor]:
+    """The cells around `center` [B, G] on an axis of `count`, and which are near: [B, G, D]."""
+    half = math.ceil(radius - 0.5)
+    offsets = torch.arange(-half, half + 1, device=center.device)
+    cell = torch.floor(center / stride).to(torch.int64)[..., None] + offsets
+    point, center, reach = (cell + 0.5) * stride, center[..., None], radius * stride
+    # The reference's own comparison, so that centres on the rim fall on the same side.
+    near = torch.minimum(point - (center - reach), (center + reach) - point) > 0
+    return cell, near & (cell >= 0) & (cell < count)
+
+
+def _union(own: Tensor, own_valid: Tensor, num_locations: int):
+    """All boxes' candidates of an image, each once, ascending: (location [B, K], place [B, N] of a
+    location in K, valid [B, K]). K is the most there can be, known without asking the device."""
+    batch, slots = own.shape[0], min(own[0].numel(), num_locations)
+    spare = own.masked_fill(~own_valid, num_locations).flatten(1)
+    candidate = torch.zeros(batch, num_locations + 1, dtype=torch.bool, device=own.device)
+    candidate = candidate.scatter_(1, spare, True)[:, :num_locations]
+    count = candidate.cumsum(1)
+    place = (count - 1).clamp(min=0)
+    location = own.new_zeros(batch, slots + 1)
+    every = torch.arange(num_locations, device=own.device).expand(batch, -1)
+    location.scatter_(1, place.masked_fill(~candidate, slots), every)
+    valid = torch.arange(slots, device=own.device) < count[:, -1:]
+    return location[:, :slots].masked_fill(~valid, 0), place, valid
+
+
+def _class_cost(cls_logits, obj_logits, labels, union, own_place) -> Tensor:
+    """Binary cross entropy of sqrt(p_cls * p_obj) against the box's class: [B, G, S].
+
+    The sum over classes is made once per location as if no class were right, then corrected for
+    the right one. Logarithms are cut at -100 as torch's binary_cross_entropy does.
+    """
+    batch, num_locations, num_classes = cls_logits.shape
+    first = torch.arange(batch, device=union.device)[:, None] * num_locations
+    rows = (first + union).flatten()  # [B * K]
+    cls = cls_logits.reshape(-1, num_classes).index_select(0, rows).sigmoid_()
+    obj = obj_logits.reshape(-1, 1).index_select(0, rows).sigmoid_()
+    prob = cls.mul_(obj).sqrt_().view(batch, -1, num_classes)  # [B, K, C]
+    label = labels[..., None].expand_as(own_place)
+    own_prob = prob.flatten(1).gather(1, (own_place * num_classes + label).flatten(1))
+    own_prob = own_prob.view_as(own_place)  # [B, G, S]
+    none_right = prob.neg_().log1p_().clamp_(min=-100).sum(2).neg_()  # [B, K]
+    cost = none_right.gather(1, own_place.flatten(1)).view_as(own_place)
+    wrong, right = torch.log1p(-own_prob).clamp(min=-100), own_prob.log().clamp(min=-100)
+    return cost + (wrong - right)
+
+
+def _overlap_cost(own_iou: Tensor, pred: Tensor, gt: Tensor, own: Tensor, kind: str) -> Tensor:
+    """-log of the overlap, [B, G, S]; "ciou" still ranks boxes that do not touch."""
+    if kind == "iou":
+        return -torch.log(own_iou + 1e-8)
+    own_pred = pred.gather(1, own.flatten(1)[..., None].expand(-1, -1, 4))
+    own_pred = own_pred.view(*own.shape, 4)  # [B, G, S, 4]
+    overlap = iou(own_pred, gt[:, :, None], kind)
+    return -torch.log(((1 + overlap) / 2).clamp(min=1e-8))
+
+
+def _settle(claimed, claims, own, own_valid, cost, num_locations: int) -> tuple[Tensor, Tensor]:
+    """One box for each claimed location: (keep [B, P], winner [B, P]).
+
+    A location claimed more than once goes to the box of least cost among all that have it in their
+    centre region, also to one that did not claim it. One of its slots is kept.
+    """
+    batch, num_gt, per_box = claimed.shape
+    size = (batch, num_locations + 1)  # the last column takes what is not valid
+    gt = torch.arange(num_gt, device=own.device)[:, None]
+    slot = torch.arange(num_gt * per_box, device=own.device).expand(batch, -1)
+    claimed, claims = claimed.flatten(1), claims.flatten(1)  # [B, P]
+    target = claimed.masked_fill(~claims, num_locations)
+    none = torch.full(size, num_gt * per_box, device=own.device)
+    first = none.scatter_reduce(1, target, slot, "amin")
+    last = (none - none - 1).scatter_reduce(1, target, slot, "amax")
+
+    spare = own.masked_fill(~own_valid, num_locations).flatten(1)  # [B, G * S]
+    least = cost.new_full(size, math.inf)
+    least = least.scatter_reduce(1, spare, cost.flatten(1), "amin")
+    is_least = cost.flatten(1) == least.gather(1, spare)
+    rival = gt.expand_as(own).flatten(1).masked_fill(~is_least, num_gt - 1)
+    cheapest = torch.full(size, num_gt - 1, device=own.device)
+    cheapest = cheapest.scatter_reduce(1, spare, rival, "amin")
+
+    claimer = gt.expand(-1, per_box).flatten().expand(batch, -1)
+    disputed = first.gather(1, claimed) < last.gather(1, claimed)
+    winner = torch.where(disputed, cheapest.gather(1, claimed), claimer)
+    keep = claims & (first.gather(1, claimed) == slot)
+    return keep, winner
