@@ -1,0 +1,82 @@
+"""Score a detector on a data set with COCO's numbers.
+
+python eval.py --weight runs/synthetic/yolox-nano/1/best.pth
+python eval.py -d coco --root PATH --weight yolox_s.pth
+torchrun --nproc_per_node 4 eval.py -d coco --root PATH --weight yolox_s.pth
+"""
+
+import argparse
+
+import data
+import engine
+import models
+from utils import cli, dist
+from utils.errors import UserError
+from utils.evaluator import Evaluator
+from utils.log import say
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = cli.Parser(description=__doc__.split("\n\n")[0], epilog="See docs/data.md.")
+    model = parser.add_argument_group("model")
+    model.add_argument("--weight", required=True, metavar="FILE", help="checkpoint, ours or public")
+    model.add_argument("--img_size", type=int, metavar="PX", help="side of the input (the model's)")
+    model.add_argument("--conf", type=float, default=0.001, help="least score (0.001)")
+    model.add_argument("--nms", type=float, help="greatest IoU of two boxes (the recipe's)")
+    basic = parser.add_argument_group("data (default: what the checkpoint was trained on)")
+    cli.add_data_flags(basic)
+    basic.add_argument("--split", default="val", choices=data.SPLITS, help="part of the set (val)")
+    basic.add_argument("--limit", type=int, metavar="N", help="only the first N images")
+    running = parser.add_argument_group("running")
+    running.add_argument("-bs", "--batch_size", type=int, default=8, metavar="N", help="images (8)")
+    running.add_argument("--num_workers", type=int, metavar="N", help="processes that read images")
+    cli.add_device_flags(running)
+    cli.add_debug_flag(running)
+    return parser.parse_args()
+
+
+def main():
+    args = parse_arguments()
+    cli.data_of_checkpoint(args, models.arguments_of(args.weight))
+    device = cli.pick_device(args)
+    dist.init(device)
+    model = models.load(args.weight, conf=args.conf, nms=args.nms, img_size=args.img_size)
+    model.to(device)
+    records = data.read(
+        args.dataset,
+        args.root,
+        args.split,
+        classes=args.classes or model.classes,
+        annotation=args.ann,
+        images=args.images,
+        years=args.voc_train,
+        limit=args.limit,
+    )
+    if len(records.classes) != len(model.classes):
+        raise UserError(
+            f"the set has {len(records.classes)} classes ({', '.join(records.classes[:5])} ...), "
+            f"the model {len(model.classes)}; name the model's, in its order, with --classes FILE"
+        )
+    data.check_files(records)
+    loader = data.build_loader(
+        records,
+        train=False,
+        size_hw=model.input_hw,
+        batch_size=args.batch_size,
+        num_workers=cli.worker_count(args.num_workers, device),
+        seed=0,
+        rank=dist.rank(),
+        world=dist.world_size(),
+        pin=device.type == "cuda",
+    )
+    evaluator = Evaluator(records.ground_truth(), records.classes, records.category_ids)
+    engine.evaluate(model, loader, evaluator, device=device)
+    if dist.is_main():
+        say(f"{args.weight} on {records.summary()}")
+        say(evaluator.table())
+        for note in evaluator.compute()["notes"]:
+            say(f"note: {note}")
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

@@ -1,0 +1,358 @@
+"""Train a detector.
+
+    python train.py                                  # yolox-nano on the built-in synthetic set
+    python train.py -d voc --root PATH -v yolox-s    # your VOC folder
+    python train.py --resume                         # goes on with the newest unfinished run
+
+Everything a run makes lies in runs/DATASET/VERSION/N/.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import data
+import engine
+import models
+import recipes
+from utils import checkpoint, cli, dist, plot, vis
+from utils.errors import UserError
+from utils.evaluator import Evaluator
+from utils.image import read_image
+from utils.interrupt import Interrupted
+from utils.log import RunLog
+
+PICTURES = 16  # validation images drawn at the end of a run
+FIXED_ON_RESUME = ("dataset", "version", "backbone", "weight", "img_size", "batch_size", "seed")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = cli.Parser(description=__doc__.split("\n\n")[0], epilog="See docs/training.md.")
+    basic = parser.add_argument_group("what to train on")
+    cli.add_data_flags(basic, default="synthetic")
+    basic.add_argument("--limit", type=int, metavar="N", help="only the first N images (a trial)")
+
+    model = parser.add_argument_group("model")
+    model.add_argument("-v", "--version", metavar="NAME", help="model (yolox-s)")
+    model.add_argument("--backbone", metavar="NAME", help="another backbone under the same head")
+    model.add_argument("--weight", metavar="FILE", help="checkpoint to start from (ours or public)")
+
+    training = parser.add_argument_group("training (default: what the recipe says)")
+    training.add_argument("--img_size", type=int, metavar="PX", help="side of the square input")
+    training.add_argument("-bs", "--batch_size", type=int, metavar="N", help="images per process")
+    training.add_argument("--accumulate", type=int, metavar="N", help="batches per update")
+    training.add_argument("--epochs", type=int, metavar="N", help="epochs in all")
+    training.add_argument(
+        "--plain_epochs", type=int, metavar="N", help="how many of them end the run un-augmented"
+    )
+    training.add_argument("--optimizer", choices=("sgd", "adamw"), help="sgd or adamw")
+    training.add_argument("--lr", type=float, help="learning rate at the recipe's base batch")
+    training.add_argument("--warmup", type=float, metavar="EPOCHS", help="epochs of warm-up")
+    training.add_argument(
+        "--grad_clip", type=float, metavar="NORM", help="0: gradients not clipped"
+    )
+    cli.add_switch(training, "amp", "mixed precision (where the processor computes in it)")
+    cli.add_switch(training, "ema", "moving average of the weights")
+    training.add_argument("--seed", type=int, help="same seed, same training")
+    training.add_argument("--eval_epoch", type=int, metavar="N", help="evaluate every N epochs")
+    training.add_argument(
+        "--patience",
+        type=int,
+        metavar="N",
+        help="end after N epochs without a better AP (0: never)",
+    )
+
+    running = parser.add_argument_group("running")
+    cli.add_device_flags(running)
+    running.add_argument("--num_workers", type=int, metavar="N", help="processes that read images")
+    running.add_argument("--cache", action="store_true", help="keep all decoded images in memory")
+    running.add_argument(
+        "--resume", nargs="?", const="", metavar="RUN", help="go on: a run's folder (newest)"
+    )
+    running.add_argument(
+        "--save_folder", default="runs", metavar="DIR", help="parent of the runs (runs)"
+    )
+    running.add_argument("--tfboard", action="store_true", help="TensorBoard files beside the log")
+    cli.add_debug_flag(running)
+    for family, options in recipes.OPTIONS.items():
+        cli.add_options(parser, family, options)
+    return parser.parse_args()
+
+
+def choose_recipe(args: argparse.Namespace) -> tuple[recipes.Recipe, frozenset[str]]:
+    """The recipe of the version with the data set's changes and the flags; the fields they gave."""
+    if args.version is None and args.weight:
+        version = models.version_of(args.weight)
+    else:
+        version = args.version or "yolox-s"
+    if version not in recipes.RECIPES:
+        raise UserError(cli.unknown("model", version, recipes.RECIPES))
+    recipe = recipes.for_dataset(recipes.RECIPES[version], args.dataset)
+    if args.img_size:
+        recipe = recipes.with_img_size(recipe, args.img_size)
+    if args.epochs or args.plain_epochs is not None:
+        epochs = args.epochs or recipes.total_epochs(recipe)
+        recipe = recipes.with_epochs(recipe, epochs, args.plain_epochs)
+    if args.backbone:
+        if args.backbone not in models.BACKBONES:
+            raise UserError(cli.unknown("backbone", args.backbone, models.BACKBONES))
+        recipe = replace(
+            recipe, backbone=args.backbone, version=f"{recipe.detector}-{args.backbone}"
+        )
+    changes = {
+        "batch_size": args.batch_size,
+        "accumulate": args.accumulate,
+        "optimizer": args.optimizer,
+        "lr": args.lr,
+        "warmup": args.warmup,
+        "grad_clip": args.grad_clip,
+        "seed": args.seed,
+        "eval_every": args.eval_epoch,
+        "patience": args.patience,
+        "ema_decay": 0.0 if args.ema is False else None,
+    }
+    changes = {name: value for name, value in changes.items() if value is not None}
+    options = cli.given_options(args, recipe.detector, recipes.OPTIONS)
+    recipe = replace(recipe, **changes, model=replace(recipe.model, **options))
+    return recipe, frozenset(changes)
+
+
+def find_run(args: argparse.Namespace) -> tuple[Path, dict]:
+    """(folder, checkpoint) of the run to go on with: the named one, or the newest unfinished."""
+    if args.resume:
+        path = Path(args.resume)
+        last = path if path.suffix == ".pth" else path / "last.pth"
+        return last.parent, checkpoint.read(last)
+    found = sorted(Path(args.save_folder).glob("*/*/*/last.pth"), key=lambda p: -p.stat().st_mtime)
+    for last in found:
+        saved = checkpoint.read(last)
+        if not saved["finished"]:
+            return last.parent, saved
+    raise UserError(
+        f"--resume: no unfinished run below {args.save_folder}; name a run's folder to go on with "
+        "a finished one, as in --resume runs/voc/yolox-s/3 --epochs 50"
+    )
+
+
+def resume_recipe(args: argparse.Namespace, saved: dict, folder: Path) -> recipes.Recipe:
+    """The run's recipe, with --epochs and --lr if they are given; other changes are refused."""
+    for name in FIXED_ON_RESUME:
+        if cli.was_given(args, name):
+            raise UserError(f"--{name} cannot change when a run goes on; start a new one instead")
+    recipe = recipes.from_dict(saved["recipe"])
+    done, total = saved["position"]["epoch"], recipes.total_epochs(recipe)
+    if saved["finished"] and (args.epochs or 0) <= done:
+        raise UserError(f"{folder} is finished ({done} epochs); add --epochs N to train on to N")
+    if args.epochs:
+        recipe = recipes.with_epochs(recipe, args.epochs, args.plain_epochs)
+    if args.lr:
+        recipe = replace(recipe, lr=args.lr)
+    if args.patience is not None:
+        recipe = replace(recipe, patience=args.patience)
+    if args.epochs and args.epochs != total or args.lr:
+        print(f"schedule recomputed: {recipes.total_epochs(recipe)} epochs, lr {recipe.lr:g}")
+    return recipe
+
+
+def new_folder(args: argparse.Namespace, version: str) -> Path:
+    """runs/DATASET/VERSION/N with the next free N; safe when two runs start at once."""
+    parent = Path(args.save_folder) / args.dataset / version
+    numbers = [int(p.name) for p in parent.glob("*") if p.name.isdigit()]
+    number = max(numbers, default=0) + 1
+    while True:
+        folder = parent / str(number)
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise UserError(f"cannot make {folder}: {error.strerror}; see --save_folder") from error
+
+
+def environment() -> str:
+    """What the run ran on, for env.txt."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    commit = subprocess.run(
+        [*git, "describe", "--always", "--dirty"], capture_output=True, text=True
+    )
+    lines = [
+        f"python {platform.python_version()}, {platform.platform()}",
+        *(f"{name} {version}" for name, version in cli.package_versions().items()),
+        f"devices {torch.cuda.device_count()} CUDA, {os.cpu_count()} CPU cores",
+        f"commit {commit.stdout.strip() or 'unknown'}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def read_set(args: argparse.Namespace, split: str):
+    """The records of one split, every file of it checked."""
+    records = data.read(
+        args.dataset,
+        args.root,
+        split,
+        classes=args.classes,
+        annotation=args.ann,
+        images=args.images,
+        years=args.voc_train,
+        limit=args.limit,
+    )
+    data.check_files(records)
+    return records
+
+
+def stage_loader(stage: recipes.Stage, recipe: recipes.Recipe, records, args, device):
+    """The batches of one stage."""
+    low, high = recipe.multi_scale
+    sides = range(low, high + 1, 32) if high else [recipe.img_size]
+    return data.build_loader(
+        records,
+        train=True,
+        size_hw=(recipe.img_size, recipe.img_size),
+        batch_size=stage.batch_size or recipe.batch_size,
+        num_workers=cli.worker_count(args.num_workers, device),
+        seed=recipe.seed,
+        augment=stage.augment,
+        clip_length=stage.clip.length,
+        clip_interval=stage.clip.interval,
+        train_difficult=recipe.train_difficult,
+        scales=[(side, side) for side in sides],
+        rank=dist.rank(),
+        world=dist.world_size(),
+        cache_all=args.cache,
+        pin=device.type == "cuda",
+    )
+
+
+def initial_model(
+    recipe: recipes.Recipe, classes: tuple[str, ...], weight: str | None, log: RunLog
+):
+    """The untrained model, or the one in `weight`; a head of other classes starts anew."""
+    torch.manual_seed(recipe.seed)
+    model = models.build_model(recipe, classes)
+    if weight:
+        state = models.read_weights(weight)
+        skipped = checkpoint.load_weights(model, state, allow=model.class_layers(state))
+        log.say(f"weights: {weight}, {len(model.state_dict()) - len(skipped)} tensors")
+        if skipped:
+            log.say(f"  another number of classes: {', '.join(skipped)} start untrained")
+    return model
+
+
+def train(args: argparse.Namespace, device: torch.device) -> int:
+    saved, given, folder = None, frozenset(), None
+    if args.resume is None:
+        recipe, given = choose_recipe(args)
+    else:
+        folder, saved = find_run(args)
+        recipe = resume_recipe(args, saved, folder)
+        cli.keep_arguments(args, saved["arguments"])
+    train_set, val_set = (read_set(args, split) for split in ("train", "val"))
+    said = []
+    if not saved:
+        batch = recipe.batch_size * recipe.accumulate * dist.world_size()
+        updates = max(1, len(train_set) // batch) * recipes.total_epochs(recipe)
+        recipe, said = recipes.fit_to_length(recipe, updates, given)
+        folder = dist.from_main(lambda: new_folder(args, recipe.version))
+    log = RunLog(folder, main=dist.is_main(), tfboard=args.tfboard)
+    if saved:
+        log.cut(saved["log"])
+    log.say(f"run: {folder}")
+    log.say(f"train: {train_set.summary()}")
+    log.say(f"val: {val_set.summary()}")
+    log.say(f"model: {recipe.version} at {recipe.img_size}")
+    for line in said:
+        log.say(line)
+    extra = {
+        "recipe": recipes.as_dict(recipe),
+        "classes": list(train_set.classes),
+        "arguments": {name: value for name, value in vars(args).items() if name != "resume"},
+    }
+    log.write("args.json", json.dumps(extra, indent=1) + "\n")
+    log.write("env.txt", environment())
+    model = initial_model(recipe, train_set.classes, None if saved else args.weight, log)
+    loader = data.build_loader(
+        val_set,
+        train=False,
+        size_hw=(recipe.img_size, recipe.img_size),
+        batch_size=recipe.batch_size,
+        num_workers=cli.worker_count(args.num_workers, device),
+        seed=recipe.seed,
+        rank=dist.rank(),
+        world=dist.world_size(),
+        cache_all=args.cache,
+        pin=device.type == "cuda",
+    )
+
+    def evaluation(candidate, stop=None) -> Evaluator:
+        evaluator = Evaluator(
+            val_set.ground_truth(),
+            val_set.classes,
+            val_set.category_ids,
+            max_dets=recipe.max_dets,
+        )
+        return engine.evaluate(candidate, loader, evaluator, device=device, stop=stop)
+
+    try:
+        engine.fit(
+            model,
+            recipe,
+            loaders=[
+                stage_loader(stage, recipe, train_set, args, device) for stage in recipe.stages
+            ],
+            evaluation=evaluation,
+            folder=folder,
+            log=log,
+            device=device,
+            amp=args.amp,
+            saved=saved,
+            extra=extra,
+        )
+    except Interrupted as interrupted:
+        log.say(f"stopped and saved; go on with: python train.py --resume {folder}")
+        return interrupted.exit_code
+    report(folder, val_set, evaluation, device, log)
+    log.close()
+    return 0
+
+
+def report(folder: Path, val_set, evaluation, device: torch.device, log: RunLog):
+    """The best model's numbers at the published threshold, its pictures, and what to try next."""
+    model = models.load(folder / "best.pth", conf=0.001, nms=None).to(device)
+    evaluator = evaluation(model)
+    log.write("results.json", json.dumps(evaluator.results()))
+    log.write("metrics.json", json.dumps(evaluator.compute(), indent=1) + "\n")
+    if not dist.is_main():
+        return
+    model = models.load(folder / "best.pth").to(device)
+    paths = [val_set.path(index) for index in range(min(len(val_set), PICTURES))]
+    for path in paths:
+        found = model.detect(read_image(path))
+        vis.save(
+            folder / "detections" / f"{path.stem}.jpg",
+            vis.draw(read_image(path), found, model.classes),
+        )
+    curves = plot.curves(folder)
+    log.say(f"\nbest of {folder} on {len(val_set)} images:\n{evaluator.table()}")
+    for note in evaluator.compute()["notes"]:
+        log.say(f"note: {note}")
+    log.say(f"curves:   {curves or 'not drawn: pip install matplotlib'}")
+    log.say(f"pictures: {folder / 'detections'}")
+    log.say(f"next:     python test.py --weight {folder / 'best.pth'} --show")
+
+
+def main() -> int:
+    args = parse_arguments()
+    device = cli.pick_device(args)
+    dist.init(device)
+    return train(args, device)
+
+
+if __name__ == "__main__":
+    cli.run_main(main)
