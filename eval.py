@@ -74,7 +74,9 @@ def main():
     if dist.is_main():
         say(f"{args.weight} on {records.summary()}")
         say(evaluator.table())
-        for note in evaluator.compute()["notes"]:
+        numbers = evaluator.compute()
+        say(", ".join(f"{name} {numbers[name]:.4f}" for name in ("AP", "AP50", "AP75")))
+        for note in numbers["notes"]:
             say(f"note: {note}")
 
 

@@ -96,7 +96,7 @@ class Recipe:
     seed: int = 42
     conf: float = 0.01  # least score of a detection during training's evaluations
     nms: float = 0.65  # IoU
-    max_dets: int = 100  # per image
+    max_dets: int = 1000  # per image; COCO then counts 100 of each class
 
 
 OPTIONS = {"yolox": YoloxOptions}

@@ -113,7 +113,7 @@ def recipe_of(state: dict[str, Tensor]) -> dict:
         "img_size": 416 if width < 0.5 else 640,
         "conf": 0.001,
         "nms": 0.65,
-        "max_dets": 100,
+        "max_dets": 1000,
         "model": {**options, "width": width},
     }
 

@@ -88,7 +88,7 @@ class YOLOX(Detector):
         input_hw: tuple[int, int] = (640, 640),
         conf: float = 0.001,
         nms: float = 0.65,
-        max_dets: int = 100,
+        max_dets: int = 1000,
     ):
         super().__init__(
             classes=classes,

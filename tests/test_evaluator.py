@@ -150,12 +150,14 @@ def test_no_images(engine):
     assert metrics["AP"] == -1 and metrics["notes"]
 
 
-def test_only_the_best_of_an_image_are_kept(engine):
-    rows = [(0, 0.001 * i, i, i, i + 40, i + 40) for i in range(1, 151)]
-    evaluator = score([(1, 0, 150, 150, 190, 190)], [rows], engine)
-    assert len(evaluator.results()) == 100
-    assert evaluator.results()[0]["bbox"] == [150, 150, 40, 40]
-    assert len(score([], [rows], engine, max_dets=7).results()) == 7
+def test_an_image_counts_with_a_hundred_detections_of_each_class(engine):
+    wrong = [(0, 0.5 + 0.001 * i, 150, 150, 160, 160) for i in range(120)]
+    right = [(label, 0.1, 10, 10, 50, 50) for label in (0, 1)]
+    gt = [(1, label, 10, 10, 50, 50) for label in (0, 1)]
+    evaluator = score(gt, [wrong + right], engine)
+    assert len(evaluator.results()) == 122
+    found = {row["name"]: row["AR100"] for row in evaluator.compute()["per_class"]}
+    assert (found[CLASSES[0]], found[CLASSES[1]]) == (0.0, 1.0)
 
 
 def test_empty_arrays_of_numpy_and_torch():

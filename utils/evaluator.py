@@ -47,7 +47,7 @@ class Evaluator:
     ):
         self.ground_truth = ground_truth
         self.classes, self.category_ids = tuple(classes), np.asarray(category_ids, np.int64)
-        self.engine, self.max_dets = engine, max_dets
+        self.engine = engine
         self._parts: list[np.ndarray] = []
         self._metrics: dict | None = None
 
@@ -57,13 +57,12 @@ class Evaluator:
         for image_id, found in zip(image_ids, detections, strict=True):
             boxes = _numpy(found["boxes"]).astype(np.float64).reshape(-1, 4)  # [K, 4]
             scores, labels = _numpy(found["scores"]), _numpy(found["labels"]).astype(np.int64)
-            best = np.argsort(-scores, kind="stable")[: self.max_dets]
-            rows = np.empty((len(best), 7))
+            rows = np.empty((len(boxes), 7))
             rows[:, 0] = int(image_id)
-            rows[:, 1:3] = boxes[best, :2]
-            rows[:, 3:5] = boxes[best, 2:] - boxes[best, :2]
-            rows[:, 5] = scores[best]
-            rows[:, 6] = self.category_ids[labels[best]]
+            rows[:, 1:3] = boxes[:, :2]
+            rows[:, 3:5] = boxes[:, 2:] - boxes[:, :2]
+            rows[:, 5] = scores
+            rows[:, 6] = self.category_ids[labels]
             self._parts.append(rows)
 
     def gather(self):
