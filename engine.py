@@ -297,6 +297,21 @@ def _check_unread(trainer: Trainer, verdict: Verdict, recent, lr: float):
         raise _not_finite(trainer, recent, lr)
 
 
+@contextlib.contextmanager
+def _memory_errors(recipe):
+    """Turns an allocation that failed into the sentence that says what to change."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in text:
+            raise
+        raise UserError(
+            f"out of memory with {recipe.batch_size} images of {recipe.img_size} pixels a batch: "
+            f"lower --batch_size (and raise --accumulate), or --img_size ({text.splitlines()[0]})"
+        ) from error
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, loader, evaluator, *, device, stop: StopFlag | None = None):
     """The evaluator, with the detections of `model` on the loader's images, over all ranks."""
@@ -351,7 +366,7 @@ def fit(
 
     if not saved:
         save()
-    with StopFlag() as stop:
+    with StopFlag() as stop, _memory_errors(recipe):
         first = 0
         for number, (stage, loader) in enumerate(zip(recipe.stages, loaders, strict=True)):
             until = first + stage.epochs
@@ -380,7 +395,7 @@ def stage_text(stage) -> str:
     augment = stage.augment
     parts = [f"mosaic {augment.mosaic:g}", f"mixup {augment.mixup:g}"]
     parts += [f"{name} loss {weight:g}" for name, weight in stage.weights]
-    return ", ".join(parts)
+    return ", ".join(part for part in parts if not part.endswith(" 0")) or "plain images"
 
 
 def _evaluate_and_keep(trainer, evaluation, folder, log, stop, extra):

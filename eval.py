@@ -47,8 +47,8 @@ def main():
         args.root,
         args.split,
         classes=args.classes or model.classes,
-        annotation=args.ann,
-        images=args.images,
+        annotation=cli.of_split(args.ann, args.split),
+        images=cli.of_split(args.images, args.split),
         years=args.voc_train,
         limit=args.limit,
     )

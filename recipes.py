@@ -54,7 +54,7 @@ class Stage:
 class YoloxOptions:
     """YOLOX's own switches; the defaults of width and depth are those of yolox-s."""
 
-    depth: float = option(0.33, "depth multiplier of backbone and neck (a ratio)")
+    depth: float = option(0.33, "depth multiplier of the neck (a ratio)")
     width: float = option(0.50, "width multiplier of neck and head (a ratio)")
     depthwise: bool = option(False, "depthwise separable 3x3 convolutions")
     act: str = option("silu", "activation", ("silu", "relu", "lrelu"))

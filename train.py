@@ -1,6 +1,6 @@
 """Train a detector.
 
-    python train.py                                  # yolox-nano on the built-in synthetic set
+    python train.py -v yolox-nano                    # on the built-in synthetic set
     python train.py -d voc --root PATH -v yolox-s    # your VOC folder
     python train.py --resume                         # goes on with the newest unfinished run
 
@@ -28,8 +28,14 @@ from utils.image import read_image
 from utils.interrupt import Interrupted
 from utils.log import RunLog
 
+PUBLISHED_CONF = 0.001  # least score in the numbers that papers print
+SPLITS = ("train", "val")
 PICTURES = 16  # validation images drawn at the end of a run
-FIXED_ON_RESUME = ("dataset", "version", "backbone", "weight", "img_size", "batch_size", "seed")
+# What may change when a run goes on; the rest is the run's own.
+FREE_ON_RESUME = frozenset(
+    "resume save_folder epochs plain_epochs lr patience cuda device num_workers cache root ann "
+    "images tfboard debug".split()
+)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -142,15 +148,16 @@ def find_run(args: argparse.Namespace) -> tuple[Path, dict]:
 
 def resume_recipe(args: argparse.Namespace, saved: dict, folder: Path) -> recipes.Recipe:
     """The run's recipe, with --epochs and --lr if they are given; other changes are refused."""
-    for name in FIXED_ON_RESUME:
-        if cli.was_given(args, name):
-            raise UserError(f"--{name} cannot change when a run goes on; start a new one instead")
+    for name in sorted(args.given - FREE_ON_RESUME):
+        raise UserError(f"--{name} cannot change when a run goes on; start a new one instead")
     recipe = recipes.from_dict(saved["recipe"])
     done, total = saved["position"]["epoch"], recipes.total_epochs(recipe)
     if saved["finished"] and (args.epochs or 0) <= done:
         raise UserError(f"{folder} is finished ({done} epochs); add --epochs N to train on to N")
     if args.epochs:
         recipe = recipes.with_epochs(recipe, args.epochs, args.plain_epochs)
+    elif args.plain_epochs is not None:
+        raise UserError("--plain_epochs can change with --epochs only when a run goes on")
     if args.lr:
         recipe = replace(recipe, lr=args.lr)
     if args.patience is not None:
@@ -198,8 +205,8 @@ def read_set(args: argparse.Namespace, split: str):
         args.root,
         split,
         classes=args.classes,
-        annotation=args.ann,
-        images=args.images,
+        annotation=cli.of_split(args.ann, split),
+        images=cli.of_split(args.images, split),
         years=args.voc_train,
         limit=args.limit,
     )
@@ -230,6 +237,22 @@ def stage_loader(stage: recipes.Stage, recipe: recipes.Recipe, records, args, de
     )
 
 
+def evaluation_loader(recipe: recipes.Recipe, records, args, device):
+    """The batches of the validation images, fitted as those of the plain stage."""
+    return data.build_loader(
+        records,
+        train=False,
+        size_hw=(recipe.img_size, recipe.img_size),
+        batch_size=recipe.batch_size,
+        num_workers=cli.worker_count(args.num_workers, device),
+        seed=recipe.seed,
+        rank=dist.rank(),
+        world=dist.world_size(),
+        cache_all=args.cache,
+        pin=device.type == "cuda",
+    )
+
+
 def initial_model(
     recipe: recipes.Recipe, classes: tuple[str, ...], weight: str | None, log: RunLog
 ):
@@ -245,21 +268,24 @@ def initial_model(
     return model
 
 
-def train(args: argparse.Namespace, device: torch.device) -> int:
-    saved, given, folder = None, frozenset(), None
-    if args.resume is None:
-        recipe, given = choose_recipe(args)
-    else:
-        folder, saved = find_run(args)
+def start(args: argparse.Namespace) -> tuple[Path, recipes.Recipe, dict | None, list, list[str]]:
+    """(folder, recipe, checkpoint to go on from, the two sets, sentences about the recipe)."""
+    if args.resume is not None:
+        folder, saved = dist.from_main(lambda: find_run(args))
         recipe = resume_recipe(args, saved, folder)
         cli.keep_arguments(args, saved["arguments"])
-    train_set, val_set = (read_set(args, split) for split in ("train", "val"))
-    said = []
-    if not saved:
-        batch = recipe.batch_size * recipe.accumulate * dist.world_size()
-        updates = max(1, len(train_set) // batch) * recipes.total_epochs(recipe)
-        recipe, said = recipes.fit_to_length(recipe, updates, given)
-        folder = dist.from_main(lambda: new_folder(args, recipe.version))
+        return folder, recipe, saved, [read_set(args, split) for split in SPLITS], []
+    recipe, given = choose_recipe(args)
+    sets = [read_set(args, split) for split in SPLITS]
+    batch = recipe.batch_size * recipe.accumulate * dist.world_size()
+    updates = max(1, len(sets[0]) // batch) * recipes.total_epochs(recipe)
+    recipe, said = recipes.fit_to_length(recipe, updates, given)
+    return dist.from_main(lambda: new_folder(args, recipe.version)), recipe, None, sets, said
+
+
+def train(args: argparse.Namespace, device: torch.device) -> int:
+    """One run from its first line to its pictures; returns the exit code."""
+    folder, recipe, saved, (train_set, val_set), said = start(args)
     log = RunLog(folder, main=dist.is_main(), tfboard=args.tfboard)
     if saved:
         log.cut(saved["log"])
@@ -267,8 +293,8 @@ def train(args: argparse.Namespace, device: torch.device) -> int:
     log.say(f"train: {train_set.summary()}")
     log.say(f"val: {val_set.summary()}")
     log.say(f"model: {recipe.version} at {recipe.img_size}")
-    for line in said:
-        log.say(line)
+    for sentence in said:
+        log.say(sentence)
     extra = {
         "recipe": recipes.as_dict(recipe),
         "classes": list(train_set.classes),
@@ -277,35 +303,18 @@ def train(args: argparse.Namespace, device: torch.device) -> int:
     log.write("args.json", json.dumps(extra, indent=1) + "\n")
     log.write("env.txt", environment())
     model = initial_model(recipe, train_set.classes, None if saved else args.weight, log)
-    loader = data.build_loader(
-        val_set,
-        train=False,
-        size_hw=(recipe.img_size, recipe.img_size),
-        batch_size=recipe.batch_size,
-        num_workers=cli.worker_count(args.num_workers, device),
-        seed=recipe.seed,
-        rank=dist.rank(),
-        world=dist.world_size(),
-        cache_all=args.cache,
-        pin=device.type == "cuda",
-    )
+    loaders = [stage_loader(stage, recipe, train_set, args, device) for stage in recipe.stages]
+    loader = evaluation_loader(recipe, val_set, args, device)
 
     def evaluation(candidate, stop=None) -> Evaluator:
-        evaluator = Evaluator(
-            val_set.ground_truth(),
-            val_set.classes,
-            val_set.category_ids,
-            max_dets=recipe.max_dets,
-        )
+        evaluator = Evaluator(val_set.ground_truth(), val_set.classes, val_set.category_ids)
         return engine.evaluate(candidate, loader, evaluator, device=device, stop=stop)
 
     try:
         engine.fit(
             model,
             recipe,
-            loaders=[
-                stage_loader(stage, recipe, train_set, args, device) for stage in recipe.stages
-            ],
+            loaders=loaders,
             evaluation=evaluation,
             folder=folder,
             log=log,
@@ -314,17 +323,22 @@ def train(args: argparse.Namespace, device: torch.device) -> int:
             saved=saved,
             extra=extra,
         )
+        report(folder, recipe, val_set, evaluation, device, log)
     except Interrupted as interrupted:
         log.say(f"stopped and saved; go on with: python train.py --resume {folder}")
         return interrupted.exit_code
-    report(folder, val_set, evaluation, device, log)
-    log.close()
+    finally:
+        for each in (*loaders, loader):
+            each.close()
+        log.close()
     return 0
 
 
-def report(folder: Path, val_set, evaluation, device: torch.device, log: RunLog):
+def report(folder: Path, recipe, val_set, evaluation, device: torch.device, log: RunLog):
     """The best model's numbers at the published threshold, its pictures, and what to try next."""
-    model = models.load(folder / "best.pth", conf=0.001, nms=None).to(device)
+    weights = dist.from_main(lambda: checkpoint.read(folder / "best.pth")["model"])
+    model = models.build_model(replace(recipe, conf=PUBLISHED_CONF), val_set.classes).to(device)
+    checkpoint.load_weights(model, weights)
     evaluator = evaluation(model)
     log.write("results.json", json.dumps(evaluator.results()))
     log.write("metrics.json", json.dumps(evaluator.compute(), indent=1) + "\n")

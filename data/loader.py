@@ -1,5 +1,6 @@
 """Batches: which positions, at which size, padded and packed; worker processes and their errors."""
 
+import os
 import signal
 
 import cv2
@@ -15,6 +16,7 @@ from utils.errors import UserError
 
 PAD_MULTIPLE = 32  # sides of a batch whose size is not given: the coarsest stride of detectors
 PREFETCH = 2  # batches each worker works ahead
+GRACE_SECONDS = 20  # how long a worker goes on after SIGTERM
 CACHE_BYTES = 2**30  # the most shared memory for decoded images, unless all are asked for
 
 
@@ -268,10 +270,16 @@ def _collate_guarded(samples):
     return collate([sample for sample, _ in samples], samples[0][1])
 
 
+def _end_soon(_signum, _frame):
+    signal.alarm(GRACE_SECONDS)  # whose signal ends the process
+
+
 def _start_worker(worker_id):
-    # The main process alone decides what an interruption means; workers end when it closes or dies.
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
+    # The main process decides what an interruption means: workers serve it until it has saved. Not
+    # for ever, for Python ends forgotten workers with SIGTERM and waits for them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if os.name == "posix":
+        signal.signal(signal.SIGTERM, _end_soon)
     # The workers are the parallelism; threads below them only wait for one another.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -41,12 +41,24 @@ def activation(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
+class StridedDepthwise(nn.Conv2d):
+    """A depthwise convolution that stays in float32 under a CPU's autocast: there its gradient
+    takes 6 to 15 ms a layer in bfloat16 whatever its size, and less than 1 ms in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (x.device.type == "cpu" and torch.is_autocast_enabled("cpu")):
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float())
+
+
 class ConvBNAct(nn.Module):
     """Convolution without bias, batch norm, activation; padding keeps the size at stride 1."""
 
     def __init__(self, cin: int, cout: int, k: int, s: int = 1, *, groups: int = 1, act: str):
         super().__init__()
-        self.conv = nn.Conv2d(cin, cout, k, s, (k - 1) // 2, groups=groups, bias=False)
+        conv = StridedDepthwise if groups == cin and s > 1 else nn.Conv2d
+        self.conv = conv(cin, cout, k, s, (k - 1) // 2, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(cout, eps=BN_EPS, momentum=BN_MOMENTUM)
         self.act = activation(act)
 

@@ -122,7 +122,7 @@ class YOLOX(Detector):
         if height % 32 or width % 32:
             raise UserError(f"YOLOX needs image sides that 32 divides, not {height} x {width}")
         raw, obj, cls = self.head(self.neck(self.backbone(self.normalize(images))))
-        # Half a pixel is what bfloat16 keeps of a coordinate over 256: boxes need float32.
+        # Over 256 bfloat16 counts pixels in twos: boxes need float32.
         return raw.float(), obj.float(), cls.float()
 
     def levels(self, images: Tensor) -> list[Level]:

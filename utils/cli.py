@@ -109,8 +109,18 @@ def add_data_flags(group, default: str | None = None):
     group.add_argument(
         "--root", metavar="DIR", default="datasets", help="folder the data set lies in (datasets)"
     )
-    group.add_argument("--ann", metavar="FILE", help="annotation file, if not at its usual place")
-    group.add_argument("--images", metavar="DIR", help="image folder, if not at its usual place")
+    group.add_argument(
+        "--ann",
+        metavar="FILE",
+        nargs="+",
+        help="annotation file, if not at its usual place (two: to train on, to evaluate on)",
+    )
+    group.add_argument(
+        "--images",
+        metavar="DIR",
+        nargs="+",
+        help="image folder, if not at its usual place (two: as --ann)",
+    )
     group.add_argument("--classes", metavar="FILE", help="class names, one a line (the set's own)")
     group.add_argument(
         "--voc_train",
@@ -223,6 +233,13 @@ def worker_count(asked: int | None, device: torch.device) -> int:
         return asked
     cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, min(8, cores if device.type == "cuda" else cores // 4))
+
+
+def of_split(values: list[str] | None, split: str) -> str | None:
+    """Of the one or two values of --ann or --images: the first trains, the last evaluates."""
+    if values and len(values) > 2:
+        raise UserError(f"{' '.join(values)}: at most two, one to train and one to evaluate on")
+    return values and values[0 if split == "train" else -1]
 
 
 def data_of_checkpoint(args: Arguments, trained: dict):

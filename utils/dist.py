@@ -76,7 +76,10 @@ def gather_objects(value) -> list:
 
 def from_main(make: Callable[[], object]):
     """What `make` returns on the main process, on every process; the others do not call it."""
-    return gather_objects(make() if is_main() else None)[0]
+    values = [make() if is_main() else None]
+    if is_distributed():
+        distributed.broadcast_object_list(values, 0)
+    return values[0]
 
 
 def barrier() -> None:

@@ -1,0 +1,234 @@
+"""Draw the pictures of these pages: from a trained checkpoint, the synthetic set and the code.
+
+    python -m docs.draw --weight runs/synthetic/yolox-nano/1/best.pth
+
+The checkpoint's run must be one on the synthetic set; its curves.png is copied.
+"""
+
+import ast
+import shutil
+import textwrap
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+import data
+import models
+import recipes
+from utils import cli, vis
+from utils.errors import UserError
+from utils.image import read_image
+from utils.log import say
+
+ROOT = Path(__file__).parent.parent
+SIDE = 336  # pixels of one picture in a sheet
+AUGMENTED = ("yolox-nano", "yolox-s")  # recipes of the two rows of mosaic.jpg
+SEED = 3
+RED = (0, 0, 255)
+OBJECT_COLORS = vis.PALETTE[1:6]  # none of them red
+
+# Rooms of the house: what stands on the sign, and left, bottom, width, height in the picture.
+FLOORS = {
+    "entries": ("the commands: flags, windows, exit codes", (0.0, 8.2, 16.0, 1.1)),
+    "engine": ("the loops", (4.6, 6.0, 3.0, 1.1)),
+    "recipes": ("the numbers one tunes", (8.4, 6.0, 3.0, 1.1)),
+    "models": ("networks, matching, losses", (0.0, 3.1, 4.2, 3.1)),
+    "data": ("readers, augmentation, batches", (11.8, 3.1, 4.2, 3.1)),
+    "utils": ("one noun a file", (0.0, 0.0, 16.0, 1.8)),
+}
+LINE_LENGTH = {"models": 28, "data": 28, "utils": 110}  # characters of a line of file names
+FILL, EDGE, MUTED, ARROW = "#eef2ff", "#4f46e5", "0.35", "#334155"
+
+
+def parse_arguments():
+    parser = cli.Parser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--weight", required=True, metavar="FILE", help="a run's best.pth")
+    parser.add_argument(
+        "--root", default="datasets", metavar="DIR", help="where the synthetic set lies (datasets)"
+    )
+    parser.add_argument("--save", default="docs", metavar="DIR", help="write them here (docs)")
+    cli.add_debug_flag(parser)
+    return parser.parse_args()
+
+
+# ---- detections, augmentation, assignment ----
+
+
+def enlarged(image: np.ndarray, boxes) -> tuple[np.ndarray, np.ndarray]:
+    """The image at SIDE pixels, so that labels have room, and its boxes there."""
+    ratio = SIDE / max(image.shape[:2])
+    image = cv2.resize(image, None, fx=ratio, fy=ratio, interpolation=cv2.INTER_CUBIC)
+    return image, np.asarray(boxes) * ratio
+
+
+def detections(model, records, rows: int = 2, columns: int = 4) -> np.ndarray:
+    """The first validation images, with what the model finds in them."""
+    pictures = []
+    for index in range(rows * columns):
+        image = read_image(records.path(index))
+        found = model.detect(image)
+        image, boxes = enlarged(image, found["boxes"])
+        pictures.append(vis.draw(image, {**found, "boxes": boxes}, model.classes))
+    return vis.mosaic_sheet(pictures, columns, cell=SIDE)
+
+
+def mosaics(records, columns: int = 4) -> np.ndarray:
+    """Training samples with their boxes, one row for each recipe of AUGMENTED."""
+    pictures = []
+    for name in AUGMENTED:
+        recipe = recipes.for_dataset(recipes.RECIPES[name], "synthetic")
+        loader = data.build_loader(
+            records,
+            train=True,
+            size_hw=(recipe.img_size, recipe.img_size),
+            batch_size=columns,
+            num_workers=0,
+            seed=SEED,
+            augment=recipe.stages[0].augment,
+        )
+        images, targets = next(loader.batches(0))
+        for image, boxes, labels, valid in zip(
+            images, *(targets[key] for key in ("boxes", "labels", "valid")), strict=True
+        ):
+            image, boxes = enlarged(image.permute(1, 2, 0).numpy(), boxes[valid])
+            pictures.append(vis.draw_truth(image, boxes, labels[valid], records.classes))
+    return vis.mosaic_sheet(pictures, columns, cell=SIDE)
+
+
+def assignments(model, records, columns: int = 4) -> np.ndarray:
+    """SimOTA's positives on the fullest images: before training above, of `model` below."""
+    torch.manual_seed(SEED)
+    untrained = models.build_model(recipes.RECIPES["yolox-nano"], model.classes)
+    counts = np.diff(records.starts)
+    chosen = np.argsort(-counts, kind="stable")[:columns].tolist()
+    pictures = [assignment(net, records, i) for net in (untrained.eval(), model) for i in chosen]
+    return vis.mosaic_sheet(pictures, columns, cell=SIDE)
+
+
+def assignment(model, records, index: int) -> np.ndarray:
+    """One image: each box and its positive cells in one colour, a box without any in red; a dot's
+    radius grows with the stride of its cell."""
+    image, truth = read_image(records.path(index)), records.boxes_of(index)
+    images = torch.from_numpy(image).permute(2, 0, 1)[None]  # [1, 3, H, W]
+    targets = {
+        "boxes": torch.from_numpy(truth["boxes"])[None],
+        "labels": torch.from_numpy(truth["labels"])[None],
+        "valid": torch.ones(1, len(truth["labels"]), dtype=torch.bool),
+        "size": torch.tensor([image.shape[:2]]),
+    }
+    (found,) = model.positives(images, targets)
+    owners = found["gt"].tolist()
+    canvas, boxes = enlarged(image, truth["boxes"])
+    ratio = SIDE / max(image.shape[:2])
+    for gt, box in enumerate(np.round(boxes).astype(int).tolist()):
+        color = OBJECT_COLORS[gt % len(OBJECT_COLORS)] if gt in owners else RED
+        cv2.rectangle(canvas, box[:2], box[2:], color, 2 if gt in owners else 3)
+    for (x, y), gt in zip(found["points"].tolist(), owners, strict=True):
+        stride = next(s for s in model.strides if x % s == s / 2)  # the cell's centre tells it
+        center, radius = (round(x * ratio), round(y * ratio)), 2 + stride // 8
+        cv2.circle(canvas, center, radius + 1, vis.RIM, cv2.FILLED, cv2.LINE_AA)
+        color = OBJECT_COLORS[gt % len(OBJECT_COLORS)]
+        cv2.circle(canvas, center, radius, color, cv2.FILLED, cv2.LINE_AA)
+    return canvas
+
+
+# ---- the import arrows ----
+
+
+def room_of(name: str) -> str:
+    """The room of a module of the root: what is no room of its own is a command."""
+    return name if name in FLOORS else "entries"
+
+
+def rooms() -> tuple[dict[str, list[str]], set[tuple[str, str]]]:
+    """(file names of each room, arrows (from, to) between rooms), read from the code."""
+    files = {room: [] for room in FLOORS}
+    own = {path.stem for path in ROOT.glob("*.py")} | set(FLOORS) - {"entries"}
+    arrows = set()
+    for path in sorted([*ROOT.glob("*.py"), *ROOT.glob("*/*.py")]):
+        parts = path.relative_to(ROOT).parts
+        room = room_of(parts[0].removesuffix(".py"))
+        if len(parts) == 2 and parts[0] not in FLOORS:
+            continue  # tests, these pages
+        if path.stem != "__init__":
+            files[room].append(path.name)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            named = {name.split(".")[0] for name in names} & own
+            arrows |= {(room, room_of(name)) for name in named}
+    return files, {(start, end) for start, end in arrows if start != end}
+
+
+def draw_arrows(path: Path):
+    """The house: one box a room with its files, one arrow for each pair that imports."""
+    files, arrows = rooms()
+    figure = Figure(figsize=(12, 7.0), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.set(xlim=(-0.2, 16.2), ylim=(-0.2, 9.5))
+    axes.set_axis_off()
+    for room, (text, (left, bottom, width, height)) in FLOORS.items():
+        style = "round,pad=0,rounding_size=0.15"
+        box = FancyBboxPatch(
+            (left, bottom), width, height, boxstyle=style, facecolor=FILL, edgecolor=EDGE
+        )
+        axes.add_patch(box)
+        if (ROOT / room).is_dir():
+            title, listed = f"{room}/", wrapped(files[room], LINE_LENGTH[room])
+        else:
+            title, listed = "  ".join(files[room]), ""
+        middle, top, centred = left + width / 2, bottom + height, {"ha": "center", "va": "top"}
+        axes.text(middle, top - 0.18, title, fontsize=13, fontweight="bold", **centred)
+        axes.text(middle, top - 0.66, text, fontsize=10, color=MUTED, **centred)
+        axes.text(middle, top - 1.12, listed, fontsize=9, family="monospace", **centred)
+    for start, end in sorted(arrows):
+        arrow_from, arrow_to = ends(FLOORS[start][1], FLOORS[end][1])
+        axes.annotate(
+            "",
+            arrow_to,
+            arrow_from,
+            arrowprops={"arrowstyle": "-|>", "color": ARROW, "linewidth": 1.6, "shrinkB": 1},
+        )
+    figure.savefig(path)
+
+
+def wrapped(names: list[str], length: int) -> str:
+    """The names in lines of about `length` characters."""
+    return textwrap.fill("  ".join(names), length)
+
+
+def ends(upper, lower) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Both ends of an arrow from the bottom of one box to the top of another, straight down
+    through the middle of the narrower one."""
+    narrow = min(upper, lower, key=lambda box: box[2])
+    x = narrow[0] + narrow[2] / 2
+    return (x, upper[1]), (x, lower[1] + lower[3])
+
+
+def main():
+    args = parse_arguments()
+    folder, curves = Path(args.save), Path(args.weight).parent / "curves.png"
+    train, val = (data.read("synthetic", args.root, split) for split in ("train", "val"))
+    model = models.load(args.weight)
+    pictures = {
+        "detections.jpg": detections(model, val),
+        "mosaic.jpg": mosaics(train),
+        "assignment.jpg": assignments(model, val),
+    }
+    for name, picture in pictures.items():
+        vis.save(folder / name, picture)
+    draw_arrows(folder / "arrows.png")
+    if not curves.is_file():
+        raise UserError(f"no {curves}; name a checkpoint that lies in its run's folder")
+    shutil.copyfile(curves, folder / "curves.png")
+    say(f"pictures: {folder}")
+
+
+if __name__ == "__main__":
+    cli.run_main(main)
