@@ -21,12 +21,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils import checkpoint, dist, optim
 from utils.ema import Ema
-from utils.errors import UserError
+from utils.errors import DataError, UserError
 from utils.interrupt import Interrupted, StopFlag
 from utils.log import RunLog
 from utils.stopwatch import Stopwatch
 
 LOG_EVERY = 10  # updates between two records
+FLAT_SHARE = 0.05  # of the run, at its end, keeps the least learning rate (YOLOX: 15 of 300 epochs)
 SAVE_SECONDS = 600  # a checkpoint inside an epoch at least this often
 
 
@@ -76,9 +77,24 @@ def amp_dtype(device: torch.device, wanted: bool | None) -> torch.dtype | None:
         return None
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
-    if device.type == "cpu" and (wanted or torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+    if device.type == "cpu" and (wanted or _cpu_computes_bf16()):
         return torch.bfloat16
     return None
+
+
+def _cpu_computes_bf16() -> bool:
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _moved(value, device: torch.device):
+    """The tensors in tuples, lists and dicts on the device; all else as it is."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=device.type == "cuda")
+    if isinstance(value, dict):
+        return {name: _moved(entry, device) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_moved(entry, device) for entry in value)
+    return value
 
 
 class Trainer:
@@ -88,18 +104,19 @@ class Trainer:
         self.model = model.to(device, memory_format=torch.channels_last)
         self.recipe, self.device = recipe, device
         self.dtype = amp_dtype(device, amp)
+        self.wide = torch.float32 if device.type == "mps" else torch.float64  # which MPS has not
         self.per_epoch = per_epoch  # batches of each epoch
         updates = [math.ceil(batches / recipe.accumulate) for batches in per_epoch]
-        plain = recipe.stages[-1].epochs if len(recipe.stages) > 1 else 0
+        total = sum(updates)
         batch = recipe.batch_size * recipe.accumulate * dist.world_size()
         lr, self.lr_text = optim.scaled_lr(recipe.lr, recipe.base_batch, batch, recipe.optimizer)
         self.schedule = {
             "base": lr,
-            "total": sum(updates),
+            "total": total,
             "warmup": optim.cap_warmup(
                 round(recipe.warmup * sum(updates) / len(updates)), sum(updates)
             ),
-            "plain": sum(updates[len(updates) - plain :]),
+            "plain": round(total * FLAT_SHARE),
             "min_ratio": recipe.min_lr,
         }
         self.optimizer = optim.build_optimizer(self.model, recipe)
@@ -111,6 +128,11 @@ class Trainer:
         self.state = None  # what a video model carries from one step to the next
         self.sums: dict[str, Tensor] = {}  # of the losses since the last record, with their count
         self.left_out = torch.zeros((), device=device)  # 1: the last gradient was not finite
+        self.norms = [
+            (module, module.momentum)
+            for module in self.model.modules()
+            if isinstance(module, nn.BatchNorm2d)
+        ]
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.wrapped = self.model
         if dist.is_distributed():
@@ -149,16 +171,21 @@ class Trainer:
         if self.ema and saved["ema"]:
             self.ema.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.scaler.load_state_dict(saved["scaler"])
+        if saved["scaler"]:  # empty where the run used no float16 before
+            self.scaler.load_state_dict(saved["scaler"])
         self.position = Position(**saved["position"])
         self.sums = {name: total.to(self.device) for name, total in saved["sums"].items()}
-        self.state = saved["state"]
+        self.state = _moved(saved["state"], self.device)
         torch.set_rng_state(saved["rng"]["cpu"].cpu())
         if self.device.type == "cuda" and saved["rng"]["cuda"] is not None:
             torch.cuda.set_rng_state(saved["rng"]["cuda"].cpu(), self.device)
 
-    def set_lr(self) -> float:
-        """The learning rate of the update that comes next, set in every group."""
+    def prepare_update(self) -> float:
+        """Sets what the schedule says of the update that comes next; returns the learning rate."""
+        for norm, momentum in self.norms:
+            # Running statistics start as plain means: with a momentum of 0.03 their untrained
+            # values would spoil evaluations for hundreds of updates, all that a short run has.
+            norm.momentum = max(momentum, 1 / (self.position.update + 1))
         lr = optim.lr_at(self.position.update, **self.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["scale"]
@@ -167,33 +194,28 @@ class Trainer:
     def note(self, losses: dict):
         """Adds numbers to the sums behind the next record."""
         for name, value in losses.items():
-            value = value.to(torch.float64)
+            value = value.to(self.wide)
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
     def backward(self, images: Tensor, targets: dict, weights: dict, *, sync: bool) -> dict:
-        """Adds one batch's gradients, times the positives that its loss was divided by."""
-        images = images.to(self.device, non_blocking=True)
-        targets = {
-            name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in targets.items()
-        }
+        """Adds one batch's gradients, times what its loss was divided by."""
+        images, targets = _moved((images, targets), self.device)
         alone = self.wrapped is self.model
         with contextlib.nullcontext() if sync or alone else self.wrapped.no_sync():
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
                 losses, self.state = self.wrapped(images, targets, self.state, weights)
-            self.scaler.scale(losses["loss"] * losses["positives"].clamp(min=1)).backward()
-        losses = {name: value.detach() for name, value in losses.items()}
-        self.note({**losses, "batches": torch.ones_like(losses["loss"])})
-        return losses
+            self.scaler.scale(losses["loss"] * losses["divisor"].clamp(min=1)).backward()
+        return {name: value.detach() for name, value in losses.items()}
 
-    def update(self, positives: Tensor, bad: Tensor):
+    def update(self, divisor: Tensor, bad: Tensor):
         """One optimizer step, left out on the device where `bad` is 1 or the gradient not finite.
 
-        Gradients arrive summed over the positives of all batches and ranks and are divided once:
-        several small batches, or several ranks, give what one large batch would.
+        Gradients arrive as sums over all batches and ranks and are divided once, by the sum of
+        what each loss was divided by (YOLOX: the positives): several small batches, or several
+        ranks, give what one large batch would.
         """
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        torch._foreach_mul_(gradients, dist.world_size() / positives.clamp(min=1))
+        torch._foreach_mul_(gradients, dist.world_size() / divisor.clamp(min=1))
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.get_total_norm(gradients, foreach=True)
         if self.recipe.grad_clip:
@@ -215,12 +237,13 @@ def _record(trainer: Trainer, log: RunLog, lr: float, size: list[int]) -> dict:
     sums = dist.all_sum(torch.stack([trainer.sums[name] for name in names])).tolist()
     means = dict(zip(names, sums, strict=True))
     batches, updates = means.pop("batches"), means.pop("updates")
-    means["grad_norm"] *= batches / updates
+    norm = means.pop("grad_norm") / updates
     trainer.sums = {}
     at = {"mode": "train", "epoch": trainer.position.epoch + 1, "step": trainer.position.update}
     values = {name: round(value / batches, 6) for name, value in means.items()}
+    values["grad_norm"] = round(norm, 6) if math.isfinite(norm) else None  # float16's first steps
     log.record({**at, "lr": round(lr, 9), "size": size, **values})
-    log.scalars(trainer.position.update, {"lr": lr, **values})
+    log.scalars(trainer.position.update, {"lr": lr, **values, "grad_norm": norm})
     return values
 
 
@@ -248,52 +271,60 @@ def train_one_epoch(trainer: Trainer, loader, weights: dict, *, log: RunLog, sto
     trainer.wrapped.train()
     verdict, recent = Verdict(trainer.device), deque(maxlen=2 * accumulate)
     zero = torch.zeros((), device=trainer.device)
-    positives, bad = zero, zero
-    lr, clock, saved_at = trainer.set_lr(), Stopwatch(), time.monotonic()
+    divisor, bad, group, border = zero, zero, [], position.step
+    lr, clock, saved_at = trainer.prepare_update(), Stopwatch(), time.monotonic()
     bar = log.progress(loader.per_epoch, f"epoch {position.epoch + 1}", done=position.step)
-    for images, targets in clock.timed(loader.batches(position.epoch, first=position.step)):
-        position.step += 1
-        last = position.step % accumulate == 0 or position.step == loader.per_epoch
-        losses = trainer.backward(images, targets, weights, sync=last)
-        recent.append((losses, targets["files"]))
-        trainer.note(losses)
-        clock.images += len(images)
-        positives = positives + losses["positives"]
-        bad = torch.maximum(bad, (~losses["loss"].isfinite()).float())
-        bar.advance()
-        if not last:
-            continue
-        # One exchange an update: what was counted, and what all ranks must do alike.
-        wishes = [stop.signum > 0, time.monotonic() - saved_at > SAVE_SECONDS]
-        wishes = torch.tensor(wishes, dtype=torch.float32).to(trainer.device, non_blocking=True)
-        bad = torch.maximum(bad, trainer.left_out)
-        shared = dist.all_sum(torch.cat([torch.stack([positives, bad]), wishes]))
-        _, any_bad, stop_wished, save_wished = verdict.post(shared) or (0, 0, 0, 0)
-        if any_bad:
-            raise _not_finite(trainer, recent, lr)
-        trainer.update(shared[0], shared[1].clamp(max=1))
-        position.update += 1
-        positives, bad = zero, zero
-        if position.update % LOG_EVERY == 0:
-            values = _record(trainer, log, lr, list(images.shape[-2:]))
-            took = clock.lap(trainer.device)
-            log.timing({"epoch": position.epoch + 1, "step": position.update, **took})
-            bar.note(loss=values["loss"], lr=lr, images_per_s=took["images_per_second"])
-        if stop_wished or save_wished:
-            _check_unread(trainer, verdict, recent, lr)
-            save()
-            saved_at = time.monotonic()
-        if stop_wished:
-            raise Interrupted(stop.signum or signal.SIGTERM)
-        lr = trainer.set_lr()
+    try:
+        for images, targets in clock.timed(loader.batches(position.epoch, first=position.step)):
+            position.step += 1
+            last = position.step % accumulate == 0 or position.step == loader.per_epoch
+            losses = trainer.backward(images, targets, weights, sync=last)
+            recent.append((losses, targets["files"]))
+            divisor = divisor + losses.pop("divisor")
+            group.append({**losses, "batches": torch.ones_like(zero)})
+            clock.images += len(images)
+            bad = torch.maximum(bad, (~losses["loss"].isfinite()).float())
+            bar.advance()
+            if not last:
+                continue
+            # One exchange an update: what was counted, and what all ranks must do alike.
+            wishes = [stop.signum > 0, time.monotonic() - saved_at > SAVE_SECONDS]
+            wishes = torch.tensor(wishes, dtype=torch.float32).to(trainer.device, non_blocking=True)
+            bad = torch.maximum(bad, trainer.left_out)
+            shared = dist.all_sum(torch.cat([torch.stack([divisor, bad]), wishes]))
+            _, any_bad, stop_wished, save_wished = verdict.post(shared) or (0, 0, 0, 0)
+            if any_bad:
+                raise _not_finite(trainer, recent, lr)
+            trainer.update(shared[0], shared[1].clamp(max=1))
+            position.update += 1
+            for losses in group:
+                trainer.note(losses)
+            divisor, bad, group, border = zero, zero, [], position.step
+            if position.update % LOG_EVERY == 0 or position.step == loader.per_epoch:
+                values = _record(trainer, log, lr, list(images.shape[-2:]))
+                took = clock.lap(trainer.device)
+                log.timing({"epoch": position.epoch + 1, "step": position.update, **took})
+                bar.note(loss=values["loss"], lr=lr, images_per_s=took["images_per_second"])
+            if stop_wished or save_wished:
+                _check_unread(trainer, verdict, recent, lr)
+                save()
+                saved_at = time.monotonic()
+            if stop_wished:
+                raise Interrupted(stop.signum or signal.SIGTERM)
+            lr = trainer.prepare_update()
+    except DataError:  # what was learnt up to here is not lost
+        position.step = border
+        _check_unread(trainer, verdict, recent, lr)
+        save()
+        raise
     bar.close()
     _check_unread(trainer, verdict, recent, lr)
 
 
 def _check_unread(trainer: Trainer, verdict: Verdict, recent, lr: float):
-    """Reads the numbers still on their way, so that no checkpoint holds weights nobody checked."""
+    """Reads what is still on its way, so that no checkpoint holds weights nobody checked."""
     seen = verdict.read()
-    if seen and seen[1] > 0:
+    if seen and seen[1] > 0 or trainer.left_out > 0:
         raise _not_finite(trainer, recent, lr)
 
 
@@ -356,8 +387,9 @@ def fit(
     if saved:
         trainer.load_state_dict(saved)
         position = trainer.position
-    log.say(trainer.lr_text)
-    log.say(f"{trainer.schedule['total']} updates, {len(per_epoch)} epochs; {trainer.precision}")
+    tell = log.show if saved else log.say
+    tell(trainer.lr_text)
+    tell(f"{trainer.schedule['total']} updates, {len(per_epoch)} epochs; {trainer.precision}")
 
     def save(finished: bool = False):
         if dist.is_main():
@@ -371,7 +403,10 @@ def fit(
         for number, (stage, loader) in enumerate(zip(recipe.stages, loaders, strict=True)):
             until = first + stage.epochs
             if position.epoch < until:
-                log.say(f"stage {number + 1}: epochs {first + 1} to {until}, {stage_text(stage)}")
+                begins = (position.epoch, position.step) == (first, 0)
+                tell = log.say if begins else log.show
+                tell(f"stage {number + 1}: epochs {first + 1} to {until}, {stage.text}")
+                trainer.state = None if begins else trainer.state
             for _ in range(max(first, position.epoch), until):
                 weights = dict(stage.weights)
                 train_one_epoch(trainer, loader, weights, log=log, stop=stop, save=save)
@@ -381,21 +416,14 @@ def fit(
                     _evaluate_and_keep(trainer, evaluation, folder, log, stop, extra or {})
                 position.epoch, position.step = position.epoch + 1, 0
                 save(finished=position.epoch == len(per_epoch))
-                if recipe.patience and position.epoch - position.best_epoch >= recipe.patience:
+                waited = position.epoch - max(position.best_epoch, 0)
+                if due and recipe.patience and waited >= recipe.patience:
                     log.say(f"no better AP for {recipe.patience} epochs: the run ends here")
                     save(finished=True)
                     return position
             loader.close()
             first = until
     return position
-
-
-def stage_text(stage) -> str:
-    """What a stage does, in a few words."""
-    augment = stage.augment
-    parts = [f"mosaic {augment.mosaic:g}", f"mixup {augment.mixup:g}"]
-    parts += [f"{name} loss {weight:g}" for name, weight in stage.weights]
-    return ", ".join(part for part in parts if not part.endswith(" 0")) or "plain images"
 
 
 def _evaluate_and_keep(trainer, evaluation, folder, log, stop, extra):

@@ -41,13 +41,19 @@ class Clip:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of epochs with its own pixels, loss weights, clip and batch."""
+    """A stretch of epochs with its own pixels, loss weights and clip."""
 
     epochs: int
     augment: Augment = Augment()
     weights: tuple[tuple[str, float], ...] = ()
     clip: Clip = Clip()
-    batch_size: int | None = None  # None: the recipe's
+
+    @property
+    def text(self) -> str:
+        """What the stage does, in a few words."""
+        shares = {"mosaic": self.augment.mosaic, "mixup": self.augment.mixup}
+        parts = [f"{name} {share:g}" for name, share in shares.items() if share] or ["plain images"]
+        return ", ".join(parts + [f"{name} loss {weight:g}" for name, weight in self.weights])
 
 
 @dataclass(frozen=True)
@@ -159,12 +165,12 @@ RECIPES: dict[str, Recipe] = {
     )
 }
 
-# What a data set changes, whatever the model; multi-scale ranges are of the recipe's own size.
+# What a data set changes, whatever the model.
 _DATASETS: dict[str, dict] = {
     "voc": {"warmup": 1.0},
-    "synthetic": {"warmup": 1.0, "img_size": 224},
+    "synthetic": {"warmup": 1.0, "img_size": 224, "multi_scale": (192, 256)},
 }
-_DATASET_EPOCHS = {"synthetic": 24}
+_DATASET_EPOCHS = {"synthetic": 30}
 
 SHORT_RUN = 8000  # updates; below it the reference's slow start never ends
 
@@ -174,16 +180,22 @@ def for_dataset(recipe: Recipe, dataset: str) -> Recipe:
     changed = replace(recipe, **_DATASETS.get(dataset, {}))
     if dataset in _DATASET_EPOCHS:
         changed = with_epochs(changed, _DATASET_EPOCHS[dataset])
-    return with_img_size(changed, changed.img_size, was=recipe.img_size)
+    return changed
+
+
+def with_model(recipe: Recipe, changes: dict, options: dict) -> Recipe:
+    """The recipe for the network that a checkpoint describes."""
+    changes = {**changes, "model": replace(recipe.model, **_known(type(recipe.model), options))}
+    return replace(with_img_size(recipe, changes["img_size"]), **changes)
 
 
 def total_epochs(recipe: Recipe) -> int:
     return sum(stage.epochs for stage in recipe.stages)
 
 
-def with_img_size(recipe: Recipe, img_size: int, was: int | None = None) -> Recipe:
+def with_img_size(recipe: Recipe, img_size: int) -> Recipe:
     """The recipe at another image size; the multi-scale range keeps its ratio to the size."""
-    ratio = img_size / (was or recipe.img_size)
+    ratio = img_size / recipe.img_size
     low, high = (round(side * ratio / 32) * 32 for side in recipe.multi_scale)
     return replace(recipe, img_size=img_size, multi_scale=(low, high))
 
@@ -223,7 +235,7 @@ def fit_to_length(recipe: Recipe, updates: int, given: frozenset[str] = frozense
         "base_batch": 8,
         "grad_clip": 10.0,
         "ema_ramp": min(recipe.ema_ramp, round(updates / math.log(max(updates / 10, 2)), 1)),
-        "eval_every": 1,
+        "eval_every": max(1, total_epochs(recipe) // 15),
     }
     if given & {"optimizer", "lr"}:
         changes = {k: v for k, v in changes.items() if k in ("ema_ramp", "eval_every")}

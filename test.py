@@ -18,7 +18,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description=__doc__.split("\n\n")[0], epilog="See docs/data.md.")
     model = parser.add_argument_group("model")
     model.add_argument("--weight", required=True, metavar="FILE", help="checkpoint, ours or public")
-    model.add_argument("--img_size", type=int, metavar="PX", help="side of the input (the model's)")
+    model.add_argument(
+        "--img_size", type=cli.side, metavar="PX", help="side of the input (the model's)"
+    )
     model.add_argument("--conf", type=float, default=0.3, help="least score (0.3)")
     model.add_argument("--nms", type=float, default=0.45, help="greatest IoU of two boxes (0.45)")
     basic = parser.add_argument_group("data (default: what the checkpoint was trained on)")
@@ -61,7 +63,7 @@ def main():
         picture = vis.draw(image, model.detect(image), model.classes)
         shown += 1
         if folder:
-            vis.save(Path(folder) / Path(records.files[index]).with_suffix(".jpg").name, picture)
+            vis.save(Path(folder) / Path(records.files[index]).with_suffix(".jpg"), picture)
         if show and vis.show(records.files[index], picture) in (ord("q"), 27):
             break
     say(f"{shown} images of {records.summary()}")

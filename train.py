@@ -9,6 +9,7 @@ Everything a run makes lies in runs/DATASET/VERSION/N/.
 
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
@@ -50,7 +51,9 @@ def parse_arguments() -> argparse.Namespace:
     model.add_argument("--weight", metavar="FILE", help="checkpoint to start from (ours or public)")
 
     training = parser.add_argument_group("training (default: what the recipe says)")
-    training.add_argument("--img_size", type=int, metavar="PX", help="side of the square input")
+    training.add_argument(
+        "--img_size", type=cli.side, metavar="PX", help="side of the square input"
+    )
     training.add_argument("-bs", "--batch_size", type=int, metavar="N", help="images per process")
     training.add_argument("--accumulate", type=int, metavar="N", help="batches per update")
     training.add_argument("--epochs", type=int, metavar="N", help="epochs in all")
@@ -91,15 +94,23 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def choose_recipe(args: argparse.Namespace) -> tuple[recipes.Recipe, frozenset[str]]:
-    """The recipe of the version with the data set's changes and the flags; the fields they gave."""
+def named_recipe(args: argparse.Namespace) -> recipes.Recipe:
+    """The recipe of -v, else of the checkpoint (with its backbone and options), else yolox-s."""
     if args.version is None and args.weight:
-        version = models.version_of(args.weight)
-    else:
-        version = args.version or "yolox-s"
+        found = models.recipe_of(args.weight)
+        # A model's own recipe may be of any length and size: the named one's schedule is kept.
+        plain = recipes.RECIPES.get(found["version"], recipes.RECIPES["yolox-s"])
+        changes = {name: found[name] for name in ("version", "detector", "backbone", "img_size")}
+        return recipes.with_model(plain, changes, found["model"])
+    version = args.version or "yolox-s"
     if version not in recipes.RECIPES:
         raise UserError(cli.unknown("model", version, recipes.RECIPES))
-    recipe = recipes.for_dataset(recipes.RECIPES[version], args.dataset)
+    return recipes.RECIPES[version]
+
+
+def choose_recipe(args: argparse.Namespace) -> tuple[recipes.Recipe, frozenset[str]]:
+    """The recipe of the version with the data set's changes and the flags; the fields they gave."""
+    recipe = recipes.for_dataset(named_recipe(args), args.dataset)
     if args.img_size:
         recipe = recipes.with_img_size(recipe, args.img_size)
     if args.epochs or args.plain_epochs is not None:
@@ -152,8 +163,8 @@ def resume_recipe(args: argparse.Namespace, saved: dict, folder: Path) -> recipe
         raise UserError(f"--{name} cannot change when a run goes on; start a new one instead")
     recipe = recipes.from_dict(saved["recipe"])
     done, total = saved["position"]["epoch"], recipes.total_epochs(recipe)
-    if saved["finished"] and (args.epochs or 0) <= done:
-        raise UserError(f"{folder} is finished ({done} epochs); add --epochs N to train on to N")
+    if (args.epochs or total) <= done:
+        raise UserError(f"{folder} has {done} epochs behind it; --epochs N with a larger N goes on")
     if args.epochs:
         recipe = recipes.with_epochs(recipe, args.epochs, args.plain_epochs)
     elif args.plain_epochs is not None:
@@ -222,7 +233,7 @@ def stage_loader(stage: recipes.Stage, recipe: recipes.Recipe, records, args, de
         records,
         train=True,
         size_hw=(recipe.img_size, recipe.img_size),
-        batch_size=stage.batch_size or recipe.batch_size,
+        batch_size=recipe.batch_size,
         num_workers=cli.worker_count(args.num_workers, device),
         seed=recipe.seed,
         augment=stage.augment,
@@ -261,7 +272,7 @@ def initial_model(
     model = models.build_model(recipe, classes)
     if weight:
         state = models.read_weights(weight)
-        skipped = checkpoint.load_weights(model, state, allow=model.class_layers(state))
+        skipped = checkpoint.load_weights(model, state, allow=model.class_layers)
         log.say(f"weights: {weight}, {len(model.state_dict()) - len(skipped)} tensors")
         if skipped:
             log.say(f"  another number of classes: {', '.join(skipped)} start untrained")
@@ -277,8 +288,8 @@ def start(args: argparse.Namespace) -> tuple[Path, recipes.Recipe, dict | None, 
         return folder, recipe, saved, [read_set(args, split) for split in SPLITS], []
     recipe, given = choose_recipe(args)
     sets = [read_set(args, split) for split in SPLITS]
-    batch = recipe.batch_size * recipe.accumulate * dist.world_size()
-    updates = max(1, len(sets[0]) // batch) * recipes.total_epochs(recipe)
+    steps = max(1, len(sets[0]) // (recipe.batch_size * dist.world_size()))
+    updates = math.ceil(steps / recipe.accumulate) * recipes.total_epochs(recipe)
     recipe, said = recipes.fit_to_length(recipe, updates, given)
     return dist.from_main(lambda: new_folder(args, recipe.version)), recipe, None, sets, said
 
@@ -289,12 +300,16 @@ def train(args: argparse.Namespace, device: torch.device) -> int:
     log = RunLog(folder, main=dist.is_main(), tfboard=args.tfboard)
     if saved:
         log.cut(saved["log"])
-    log.say(f"run: {folder}")
-    log.say(f"train: {train_set.summary()}")
-    log.say(f"val: {val_set.summary()}")
-    log.say(f"model: {recipe.version} at {recipe.img_size}")
-    for sentence in said:
-        log.say(sentence)
+    # A run that goes on has these lines in its log already.
+    tell = log.show if saved else log.say
+    for line in (
+        f"run: {folder}",
+        f"train: {train_set.summary()}",
+        f"val: {val_set.summary()}",
+        f"model: {recipe.version} at {recipe.img_size}",
+        *said,
+    ):
+        tell(line)
     extra = {
         "recipe": recipes.as_dict(recipe),
         "classes": list(train_set.classes),
@@ -325,7 +340,7 @@ def train(args: argparse.Namespace, device: torch.device) -> int:
         )
         report(folder, recipe, val_set, evaluation, device, log)
     except Interrupted as interrupted:
-        log.say(f"stopped and saved; go on with: python train.py --resume {folder}")
+        log.show(f"stopped and saved; go on with: python train.py --resume {folder}")
         return interrupted.exit_code
     finally:
         for each in (*loaders, loader):
@@ -345,13 +360,10 @@ def report(folder: Path, recipe, val_set, evaluation, device: torch.device, log:
     if not dist.is_main():
         return
     model = models.load(folder / "best.pth").to(device)
-    paths = [val_set.path(index) for index in range(min(len(val_set), PICTURES))]
-    for path in paths:
-        found = model.detect(read_image(path))
-        vis.save(
-            folder / "detections" / f"{path.stem}.jpg",
-            vis.draw(read_image(path), found, model.classes),
-        )
+    for index in range(min(len(val_set), PICTURES)):
+        image = read_image(val_set.path(index))
+        picture = vis.draw(image, model.detect(image), model.classes)
+        vis.save(folder / "detections" / Path(val_set.files[index]).with_suffix(".jpg"), picture)
     curves = plot.curves(folder)
     log.say(f"\nbest of {folder} on {len(val_set)} images:\n{evaluator.table()}")
     for note in evaluator.compute()["notes"]:

@@ -12,7 +12,7 @@ from data.cache import choose_cache
 from data.clips import stills, windows
 from data.dataset import WINDOW, Dataset
 from data.mosaic import build_transforms
-from utils.errors import UserError
+from utils.errors import DataError, UserError
 
 PAD_MULTIPLE = 32  # sides of a batch whose size is not given: the coarsest stride of detectors
 PREFETCH = 2  # batches each worker works ahead
@@ -189,6 +189,7 @@ class Loader:
             multiprocessing_context=context if num_workers else None,
             worker_init_fn=_start_worker,
             pin_memory=pin,
+            generator=torch.Generator(),  # else every epoch would draw from the model's stream
         )
 
     @property
@@ -208,7 +209,8 @@ class Loader:
         ]
         for batch in self._workers:
             if isinstance(batch, UserError):
-                raise batch
+                # A new error, for this one's frames would keep the workers alive.
+                raise DataError(str(batch)) from None
             yield batch
 
     def close(self):

@@ -17,6 +17,7 @@ from data.transforms import (
     clip_boxes,
     flip_target,
     has_area,
+    has_objects,
     merge,
     moved,
     resize,
@@ -37,11 +38,11 @@ class Mixup:
     fill: int = 114
 
     def __call__(self, frames, rng, draw):
-        if rng.random() >= self.prob or not any(len(target["boxes"]) for _, target in frames):
+        if rng.random() >= self.prob:
             return frames
         for _ in range(PARTNER_TRIES):
             partners = draw()
-            if any(len(target["boxes"]) for _, target in partners):
+            if has_objects(partners):
                 factor, mirrored, place = (
                     rng.uniform(*self.scale),
                     rng.random() < 0.5,
@@ -95,9 +96,10 @@ class Mosaic:
         clips = [frames, draw(), draw(), draw()]
         centre_yx = [int(rng.uniform(0.5, 1.5) * side) for side in self.affine.size_hw]
         matrix = self.affine.draw_matrix(rng)
-        tiles = zip(*clips, strict=True)
-        frames = [self.affine.warp(*self.join(four, centre_yx), matrix) for four in tiles]
-        return self.mixup(frames, rng, draw) if self.mixup else frames
+        joined = [self.join(four, centre_yx) for four in zip(*clips, strict=True)]
+        mixes = self.mixup and has_objects(joined)  # before the warp, which may lose them all
+        frames = [self.affine.warp(image, target, matrix) for image, target in joined]
+        return self.mixup(frames, rng, draw) if mixes else frames
 
     def join(self, tiles, centre_yx):
         """Four frames set against a point of a canvas of twice the size, cut at its edges."""

@@ -17,12 +17,12 @@ from data import coco
 from utils.errors import UserError
 
 CLASSES = ("circle", "square", "triangle", "star", "ring")
-COUNTS = {"train": 400, "val": 100}
+COUNTS = {"train": 600, "val": 100}
 SIZE = 224  # pixels, both sides
-SIDES = (14, 90)  # least and largest extent of an object, pixels
+SIDES = (24, 100)  # least and largest extent of an object, pixels
 OBJECTS = 8  # at most in an image
 EMPTY = 0.04  # part of the images without objects
-SEEN = 0.55  # least part of an object that others leave visible
+SEEN = 0.7  # least part of an object that others leave visible
 SEED = 2024
 QUALITY = 92  # JPEG
 SUPERSAMPLE = 4  # shapes are drawn so many times larger and reduced

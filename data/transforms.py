@@ -46,7 +46,7 @@ def has_area(boxes):
     return (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
 
 
-def _has_objects(frames):
+def has_objects(frames):
     return any(len(target["boxes"]) for _, target in frames)
 
 
@@ -69,7 +69,7 @@ class Hsv:
 
     def __call__(self, frames, rng, draw):
         # As the reference does, frames without objects are left as they are.
-        if rng.random() >= self.prob or not _has_objects(frames):
+        if rng.random() >= self.prob or not has_objects(frames):
             return frames
         shifts = rng.uniform(-1, 1, 3) * self.gain * rng.integers(0, 2, 3)
         table = _hsv_table(shifts.astype(np.int16))
@@ -170,8 +170,7 @@ def warp_boxes(boxes, matrix):
 
 
 def apply(transforms, frames, rng, draw):
-    """Runs the transforms in turn; frames that lost all their objects come back untouched."""
-    result = frames
+    """Runs the transforms in turn. Frames that lost all their objects teach the background."""
     for transform in transforms:
-        result = transform(result, rng, draw)
-    return result if _has_objects(result) or not _has_objects(frames) else frames
+        frames = transform(frames, rng, draw)
+    return frames

@@ -22,7 +22,7 @@ __all__ = [
     "fuse",
     "load",
     "read_weights",
-    "version_of",
+    "recipe_of",
 ]
 
 DETECTORS = {"yolox": YOLOX}
@@ -39,9 +39,10 @@ BACKBONES = {
 
 
 def build_model(recipe, classes) -> Detector:
-    """The untrained detector of a recipe; its activation is the backbone's too."""
+    """The untrained detector of a recipe; an activation among its options is the backbone's too."""
     options = recipe.model if isinstance(recipe.model, dict) else dataclasses.asdict(recipe.model)
-    backbone = _named(BACKBONES, "backbone", recipe.backbone)(act=options["act"])
+    shared = {name: options[name] for name in ("act",) if name in options}
+    backbone = _named(BACKBONES, "backbone", recipe.backbone)(**shared)
     return _named(DETECTORS, "detector", recipe.detector)(
         backbone,
         classes=tuple(classes),
@@ -77,9 +78,9 @@ def arguments_of(path: str | Path) -> dict:
     return _open(path).arguments
 
 
-def version_of(path: str | Path) -> str:
-    """The name of the model in a file, such as yolox-s."""
-    return _open(path).recipe["version"]
+def recipe_of(path: str | Path) -> dict:
+    """What a file says of its model: version, detector, backbone, model (options), img_size, ..."""
+    return _open(path).recipe
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

@@ -49,8 +49,8 @@ class Detector(nn.Module):
     # ---- training ----
 
     def loss(self, images: Tensor, targets: dict, weights: dict | None = None) -> dict:
-        """{"loss": weighted scalar with gradient, and detached numbers for the log}; "positives"
-        is the count that the loss was divided by. `weights` are those of the stage."""
+        """{"loss": weighted scalar with gradient, "divisor": the count it was divided by, before
+        clamping at 1 (1 if none), and detached numbers for the log}. `weights` are the stage's."""
         raise NotImplementedError
 
     def forward(self, images: Tensor, targets: dict, state=None, weights: dict | None = None):

@@ -57,7 +57,7 @@ class ConvBNAct(nn.Module):
 
     def __init__(self, cin: int, cout: int, k: int, s: int = 1, *, groups: int = 1, act: str):
         super().__init__()
-        conv = StridedDepthwise if groups == cin and s > 1 else nn.Conv2d
+        conv = StridedDepthwise if 1 < groups == cin and s > 1 else nn.Conv2d
         self.conv = conv(cin, cout, k, s, (k - 1) // 2, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(cout, eps=BN_EPS, momentum=BN_MOMENTUM)
         self.act = activation(act)

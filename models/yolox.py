@@ -157,6 +157,7 @@ class YOLOX(Detector):
         return {
             "loss": total,
             **{name: term.detach() for name, term in terms.items()},
+            "divisor": positives,
             "positives": positives,
             "per_object": positives / objects.clamp(min=1),
         }

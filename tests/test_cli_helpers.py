@@ -162,7 +162,7 @@ def test_each_process_takes_its_own_gpu(monkeypatch):
 @pytest.mark.parametrize("name", ["gpu0", "cuda", "cuda:1", "mps", "meta"])
 def test_devices_that_are_not_there(monkeypatch, name):
     no_accelerator(monkeypatch)
-    with pytest.raises(UserError, match=f"--device {name}"):
+    with pytest.raises(UserError, match=f"device {name}"):
         cli.pick_device(parse("--device", name))
 
 

@@ -95,7 +95,7 @@ def test_official_files(tmp_path, key):
     assert loaded.classes == ("class0", "class1", "class2") and not loaded.training
     for name, value in original.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value)
-    assert models.version_of(tmp_path / "w.pth") == "yolox-nano"
+    assert models.recipe_of(tmp_path / "w.pth")["version"] == "yolox-nano"
 
 
 def test_bare_and_parallel_files(tmp_path):

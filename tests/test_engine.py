@@ -1,10 +1,12 @@
 """The loops: what is learnt, what equals what, and what happens when things go wrong."""
 
+import json
 import math
 import os
 import signal
 import socket
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ import models
 from engine import Trainer
 from recipes import RECIPES, Stage, with_epochs
 from utils import dist
-from utils.errors import UserError
+from utils.errors import DataError, UserError
 from utils.evaluator import Evaluator
 from utils.interrupt import Interrupted
 from utils.log import RunLog
@@ -91,8 +93,6 @@ def frozen_norms(model: nn.Module) -> nn.Module:
     """The model with its batch norms out of the game: they alone see how images are batched."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 0.0
-            module.track_running_stats = True
             module.train = lambda mode=True, module=module: module
             module.training = False
     return model
@@ -128,11 +128,11 @@ def gradients_after(recipe, batches, model):
     trainer.wrapped.train()
     seen = []
     trainer.optimizer.step = lambda: seen.extend(p.grad.clone() for p in trainer.parameters)
-    positives = torch.zeros(())
+    divisor = torch.zeros(())
     for number, (images, targets) in enumerate(batches):
         last = number + 1 == len(batches)
-        positives += trainer.backward(images, targets, {}, sync=last)["positives"]
-    trainer.update(dist.all_sum(positives), torch.zeros(()))
+        divisor += trainer.backward(images, targets, {}, sync=last)["divisor"]
+    trainer.update(divisor, torch.zeros(()))
     return seen
 
 
@@ -158,22 +158,42 @@ def _rank(rank, port, folder):
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
     )
     torch.set_num_threads(1)
-    recipe = small_recipe()
+    recipe = small_recipe(accumulate=2)
+    own = [halves(batch(seed))[rank] for seed in (1, 2, 3)]
     model = frozen_norms(build(recipe, seed=rank))  # rank 0's weights must win
-    gradients = gradients_after(recipe, [halves(batch(1))[rank]], model)
-    torch.save(gradients, f"{folder}/{rank}.pth")
+    engine.fit(
+        model,
+        recipe,
+        loaders=[Batches(own)],
+        evaluation=Scores([0.5]),
+        folder=Path(folder),
+        log=RunLog(folder, main=rank == 0),
+        device=torch.device("cpu"),
+        amp=False,
+    )
+    torch.save(model.state_dict(), f"{folder}/{rank}.pth")
     dist.shutdown()
 
 
 def test_two_ranks_equal_one_process(tmp_path):
-    recipe = small_recipe()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_rank, (port, str(tmp_path)), nprocs=2)
-    one = gradients_after(recipe, [batch(1)], frozen_norms(build(recipe)))
+    torch.multiprocessing.spawn(_rank, (port, str(tmp_path / "two")), nprocs=2)
+    recipe = small_recipe(accumulate=2)
+    start = build(recipe).state_dict()
+    model = frozen_norms(build(recipe))
+    run(tmp_path / "one", recipe, [batch(seed) for seed in (1, 2, 3)], model=model)
+    moved = [value - start[name] for name, value in model.state_dict().items()]
     for rank in (0, 1):
-        close(torch.load(tmp_path / f"{rank}.pth"), one)
+        other = torch.load(tmp_path / "two" / f"{rank}.pth")
+        close([other[name] - start[name] for name in start], moved)
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    assert logs[0][0]["loss"] == pytest.approx(logs[1][0]["loss"], rel=0.2)  # means of means
+    assert [record["step"] for record in logs[0]] == [record["step"] for record in logs[1]]
 
 
 def ground_truth(targets: dict) -> dict:
@@ -213,6 +233,36 @@ def test_it_overfits_four_images(tmp_path):
     assert best["AP50"] > 0.95 and best["AP"] == position.best
 
 
+def test_the_log_holds_the_mean_of_what_was_returned(tmp_path):
+    seen = []
+
+    class Watched(models.DETECTORS["yolox"]):
+        def loss(self, images, targets, weights=None):
+            seen.append(super().loss(images, targets, weights))
+            return dict(seen[-1])
+
+    recipe = small_recipe(accumulate=2)
+    model = build(recipe)
+    model.__class__ = Watched
+    run(tmp_path, recipe, [batch(seed) for seed in range(5)], model=model)
+    record = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
+    assert (record["step"], len(seen)) == (3, 5)
+    for name in ("loss", "obj", "positives"):
+        mean = sum(float(losses[name]) for losses in seen) / 5
+        assert record[name] == pytest.approx(mean, rel=1e-5)
+    assert record["grad_norm"] > 0 and "divisor" not in record
+
+
+def test_running_statistics_begin_as_plain_means():
+    recipe = small_recipe()
+    trainer = Trainer(build(recipe), recipe, device=torch.device("cpu"), amp=False, per_epoch=[99])
+    momenta = []
+    for trainer.position.update in (0, 1, 9, 98):
+        trainer.prepare_update()
+        momenta.append(trainer.model.backbone.stem.conv.bn.momentum)
+    assert momenta == [1.0, 0.5, 0.1, 0.03]
+
+
 def test_stages_follow_each_other_with_their_weights(tmp_path):
     recipe = replace(
         small_recipe(), stages=(Stage(2), Stage(1, weights=(("l1", 1.0),))), eval_every=1
@@ -238,6 +288,12 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_run(tmp_path):
     assert torch.load(tmp_path / "last.pth", weights_only=True)["finished"] is True
 
 
+def test_patience_waits_for_an_evaluation(tmp_path):
+    recipe = small_recipe(8, eval_every=4, patience=2)
+    _, position = run(tmp_path, recipe, [batch(1)], scores=Scores([0.1, 0.05]))
+    assert (position.epoch, position.best_epoch) == (8, 4)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_move(tmp_path):
     good, bad = batch(1), batch(2)
     bad = (bad[0].float(), bad[1])
@@ -254,14 +310,29 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_move(tmp_pat
     assert saved["position"]["update"] == 0  # the one written at the start
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_too(tmp_path):
-    recipe = small_recipe(2, grad_clip=1.0)
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_gradient_that_is_not_finite_stops_the_run_too(epochs, tmp_path):
+    recipe = small_recipe(epochs, grad_clip=1.0)
     model = build(recipe)
     model.head.obj_preds[0].bias.register_hook(lambda gradient: gradient * math.inf)
     before = {name: value.clone() for name, value in model.named_parameters()}
     with pytest.raises(UserError, match="gradient"):
         run(tmp_path, recipe, [batch(1)], model=model)
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+    assert torch.load(tmp_path / "last.pth", weights_only=True)["position"]["update"] == 0
+
+
+def test_a_bad_file_ends_the_run_after_saving_what_was_learnt(tmp_path):
+    class Failing(Batches):
+        def batches(self, epoch, first=0):
+            yield from self.given[:3]
+            raise DataError("cut.jpg is cut")
+
+    recipe = small_recipe(accumulate=2)
+    with pytest.raises(DataError, match="cut.jpg"):
+        run(tmp_path, recipe, Failing([batch(i) for i in range(6)]))
+    position = torch.load(tmp_path / "last.pth", weights_only=True)["position"]
+    assert (position["step"], position["update"]) == (2, 1)
 
 
 class Interrupting(Batches):

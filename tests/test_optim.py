@@ -120,3 +120,19 @@ def test_scaled_lr():
     assert lr == 0.00125 and text == "lr 0.00125 = 0.01 x 8 / 64 images per update"
     lr, text = optim.scaled_lr(0.001, 64, 16, "adamw")
     assert lr == pytest.approx(0.0005) and "sqrt(16 / 64)" in text
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_a_masked_first_step_is_as_if_it_had_not_been(kind):
+    results = []
+    for first_masked in (True, False):
+        torch.manual_seed(0)
+        net = Net()
+        optimizer = optim.build_optimizer(net, Numbers(optimizer=kind))
+        for masked in (True, False, False) if first_masked else (False, False):
+            net(torch.ones(2, 3, 8, 8)).sum().backward()
+            optimizer.found_inf = torch.tensor(float(masked))
+            optimizer.step()
+            optimizer.zero_grad()
+        results.append([parameter.detach().clone() for parameter in net.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

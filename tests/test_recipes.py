@@ -42,7 +42,8 @@ def test_one_epoch_is_one_epoch():
 def test_the_multi_scale_range_follows_the_size():
     nano = with_img_size(RECIPES["yolox-nano"], 208)
     assert nano.multi_scale == (160, 320)
-    assert for_dataset(RECIPES["yolox-nano"], "synthetic").multi_scale == (160, 352)
+    synthetic = for_dataset(RECIPES["yolox-nano"], "synthetic")
+    assert with_img_size(synthetic, 448).multi_scale == (384, 512)
 
 
 def test_a_long_run_is_left_alone_and_flags_win_over_the_short_runs_changes():

@@ -165,16 +165,16 @@ def test_mixup_gives_up_on_a_set_without_objects():
     empty = np.zeros((*SIZE, 3), np.uint8), make_target([])
     mixup = Mixup(1.0, SIZE)
     assert mixup(frames, np.random.default_rng(0), lambda: [empty]) is frames
-    assert mixup([empty], np.random.default_rng(0), no_partner) == [empty]
 
 
-def test_small_boxes_go_and_lost_samples_come_back_plain():
+def test_small_boxes_go_and_a_sample_without_any_stays():
     image, _ = painted((0, 0, 20, 20))
     target = make_target([[0, 0, 1, 9], [0, 0, 1.5, 9], [3, 3, 9, 3.5]], [0, 1, 2])
     [(_, kept)] = DropSmall(1.0)([(image, target)], None, no_partner)
     assert kept["labels"].tolist() == [1]
     frames = [(image, make_target([[0, 0, 1, 1]]))]
-    assert apply([DropSmall(1.0)], frames, None, no_partner) is frames
+    [(kept_image, left)] = apply([DropSmall(1.0)], frames, None, no_partner)
+    assert kept_image is image and len(left["boxes"]) == 0
     assert len(apply([DropSmall(0.5)], frames, None, no_partner)[0][1]["boxes"]) == 1
 
 

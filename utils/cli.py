@@ -100,6 +100,13 @@ def add_switch(group, name: str, text: str):
     group.add_argument(f"--{name}", f"--no_{name}", action=Switch, dest=name, help=text)
 
 
+def side(text: str) -> int:
+    """The type of --img_size: a side that the coarsest stride divides."""
+    if not text.isdigit() or int(text) == 0 or int(text) % 32:
+        raise argparse.ArgumentTypeError(f"{text} is not a multiple of 32")
+    return int(text)
+
+
 def add_data_flags(group, default: str | None = None):
     """Adds -d, --root, --ann, --images, --classes and --voc_train."""
     shown = f" ({default})" if default else ""
@@ -191,13 +198,14 @@ def pick_device(args: argparse.Namespace) -> torch.device:
     if args.device:
         device = _checked(args.device)
     elif torch.cuda.is_available():
-        device = torch.device("cuda", dist.local_rank() % torch.cuda.device_count())
+        device = _checked("cuda")
     elif torch.backends.mps.is_available():
         device = torch.device("mps")
     else:
         device = torch.device("cpu")
     if main and args.cuda and device.type != "cuda":
-        say(f"warning: --cuda, but this PyTorch finds no CUDA device; going on with {device.type}")
+        why = f"--device {args.device}" if args.device else "this PyTorch finds no CUDA device"
+        say(f"warning: --cuda, but {why}; going on with {device.type}")
     if main:
         name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
         threads = f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else ""
@@ -216,7 +224,8 @@ def _checked(name: str) -> torch.device:
         index = dist.local_rank() if device.index is None else device.index
         if index >= count:
             raise UserError(
-                f"--device {name}: this machine has {count} CUDA devices PyTorch can use"
+                f"device {name}, process {dist.local_rank()} of this machine: it has {count} CUDA "
+                "devices that PyTorch can use; start at most one process on each"
             )
         return torch.device("cuda", index)
     if device.type == "mps" and not torch.backends.mps.is_available():

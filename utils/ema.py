@@ -23,7 +23,8 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: nn.Module, skip: Tensor | None = None):
-        """Moves the average towards `model`, by nothing where the 0-dim tensor `skip` is not 0.
+        """Moves the average towards `model`, by nothing where the 0-dim tensor `skip` is not 0
+        (if all numbers are finite: what a batch that is not does to batch norm, this cannot undo).
 
         `skip` stays on its device: the host need not know whether the step was a valid one.
         """

@@ -38,6 +38,11 @@ class RunLog:
             say(text)
             self._append("train.log", text)
 
+    def show(self, text: str):
+        """Prints the text, and keeps it out of train.log."""
+        if self.main:
+            say(text)
+
     def write(self, name: str, text: str):
         """Writes a file of the run's folder anew."""
         if self.main:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-FUSED_DEVICES = ("cpu", "cuda", "mps")
+FUSED_DEVICES = ("cpu", "cuda")  # MPS has a fused step too, which cannot be masked
 
 
 def param_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -42,7 +42,12 @@ def build_optimizer(model: nn.Module, recipe) -> torch.optim.Optimizer:
     devices = {parameter.device.type for parameter in model.parameters()}
     fused = devices <= set(FUSED_DEVICES)
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True, fused=fused)
+        sgd = torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True, fused=fused)
+        for group in sgd.param_groups:
+            for parameter in group["params"]:
+                # The fused step leaves a momentum unset if it is masked at the first update.
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
     raise ValueError(f"optimizer {recipe.optimizer!r} is neither sgd nor adamw")

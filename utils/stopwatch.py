@@ -1,5 +1,6 @@
 """How long a training takes, where it waits, and the memory it holds."""
 
+import sys
 import time
 
 import torch
@@ -45,4 +46,5 @@ def peak_memory_mb(device: torch.device) -> int:
         import resource
     except ImportError:  # Windows
         return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most >> 20 if sys.platform == "darwin" else most >> 10  # bytes there, KiB elsewhere

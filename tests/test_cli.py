@@ -1,0 +1,245 @@
+"""The commands as a user types them: on the synthetic set, shortened."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+
+import eval as eval_script
+import models
+import test as test_script
+import train as train_script
+from utils.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+SMALL = "--epochs 1 --limit 16 --img_size 64 --batch_size 4 --num_workers 0 --device cpu".split()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def run(*command, timeout=200, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, *map(str, command)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("cli")
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    """A run's folder, made by train.py."""
+    flags = ["-d", "synthetic", "-v", "yolox-nano", "--root", folder / "datasets", "--tfboard"]
+    done = run("train.py", *flags, "--save_folder", folder / "runs", *SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "said.txt").write_text(done.stdout)
+    return folder / "runs" / "synthetic" / "yolox-nano" / "1"
+
+
+def test_a_run_leaves_what_the_docs_say(folder, trained):
+    names = "args.json env.txt log.jsonl timing.jsonl train.log last.pth best.pth results.json"
+    for name in (*names.split(), "metrics.json", "curves.png", "detections", "tensorboard"):
+        assert (trained / name).exists(), name
+    assert len(list((trained / "detections").rglob("*.jpg"))) == 16
+    said = (folder / "said.txt").read_text()
+    for expected in (str(trained), "curves.png", "detections", "test.py --weight", "maxDets=100 ]"):
+        assert expected in said
+    assert json.loads((trained / "args.json").read_text())["recipe"]["img_size"] == 64
+    lines = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    assert [line["mode"] for line in lines] == ["train", "val"]
+
+
+def test_eval_knows_the_checkpoints_data_and_size(folder, trained):
+    done = run("eval.py", "--weight", trained / "best.pth", "--limit", 4, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ]" in done.stdout
+    assert "4 images" in done.stdout
+
+
+def test_pictures_are_written_where_there_is_no_screen(folder, trained):
+    environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    command = ["test.py", "--weight", trained / "best.pth", "--limit", 2, "--show", "--conf", 0.01]
+    done = subprocess.run(
+        [sys.executable, *map(str, command), "--save", str(folder / "pictures")],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    pictures = sorted((folder / "pictures").rglob("*.jpg"))
+    assert len(pictures) == 2 and cv2.imread(str(pictures[0])).shape == (224, 224, 3)
+    assert "no window" in done.stdout and str(folder / "pictures") in done.stdout
+
+
+def test_the_python_interface_of_the_readme(trained):
+    model = models.load(trained / "best.pth", conf=0.0)
+    found = model.detect(cv2.imread(str(next((trained / "detections").rglob("*.jpg")))))
+    assert found["boxes"].shape == (len(found["scores"]), 4) and len(found["labels"]) > 0
+    assert {model.classes[label] for label in found["labels"]} <= set(model.classes)
+
+
+def test_a_finished_run_goes_on_with_more_epochs_only(folder, trained):
+    finished = run("train.py", "--resume", trained)
+    assert finished.returncode == 2 and "--epochs" in finished.stderr
+    changed = run("train.py", "--resume", trained, "--batch_size", 2)
+    assert changed.returncode == 2 and "--batch_size" in changed.stderr
+    unfinished = run("train.py", "--resume", "--save_folder", folder / "runs")
+    assert unfinished.returncode == 2 and "no unfinished run" in unfinished.stderr
+    copy = folder / "copy"
+    subprocess.run(["cp", "-r", str(trained), str(copy)], check=True)
+    done = run("train.py", "--resume", copy, "--epochs", 2, "--num_workers", 0, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "schedule recomputed" in done.stdout
+    epochs = [json.loads(line)["epoch"] for line in (copy / "log.jsonl").read_text().splitlines()]
+    assert epochs == [1, 1, 2, 2]
+
+
+def test_fine_tuning_from_a_checkpoint_of_other_classes(folder, trained):
+    names = folder / "names.txt"
+    names.write_text("circle\nstar\n")
+    flags = ["-d", "coco", "--root", folder / "datasets" / "synthetic", "--classes", names]
+    done = run(
+        "train.py",
+        *flags,
+        "--weight",
+        trained / "best.pth",
+        "--save_folder",
+        folder / "tuned",
+        *SMALL,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "another number of classes: head.cls_preds.0.bias" in done.stdout
+    assert "2 classes" in done.stdout and "yolox-nano" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("train.py -v yolox-nanno", "did you mean yolox-nano"),
+        ("train.py -d vocc -v yolox-nano", "did you mean 'voc'"),
+        ("train.py -d voc -v yolox-nano --root /nowhere", "/nowhere"),
+        ("train.py -v yolox-nano --img_size 100", "multiple of 32"),
+        ("train.py -v yolox-nano --lerning_rate 1", "did you mean"),
+        ("train.py -v yolox-nano --weight nothing.pth --root {root}", "nothing.pth"),
+        ("train.py -v yolox-nano --backbone cspdarknet-nanno", "did you mean cspdarknet-nano"),
+        ("train.py --resume {root}", "last.pth"),
+        ("eval.py --weight yolox_s.pth", "releases/download/0.1.1rc0/yolox_s.pth"),
+        ("test.py --weight {root}", "is a folder"),
+    ],
+)
+def test_mistakes_are_answered_in_a_sentence(command, expected, folder, trained):
+    done = run(*command.format(root=folder / "datasets").split(), "--device", "cpu")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert expected in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 3
+
+
+@pytest.mark.parametrize("script", ["train", "eval", "test", "benchmark"])
+def test_help_explains_every_flag(script):
+    done = run(f"{script}.py", "--help")
+    assert done.returncode == 0 and max(map(len, done.stdout.splitlines())) <= 100
+    for line in done.stdout.split("\n\n", 1)[1].splitlines():
+        assert not re.fullmatch(r"  (-\w, )?--\w+( \w+)?", line), f"no help: {line}"
+
+
+def commands() -> list[str]:
+    """Every call of a script in the pages' blocks."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                call = re.search(r"(train|eval|test)\.py\b.*", line.split(" #")[0])
+                if call:
+                    found.append(call.group())
+    return found
+
+
+@pytest.mark.parametrize("command", commands())
+def test_the_pages_commands_are_understood(command, monkeypatch):
+    scripts = {"train.py": train_script, "eval.py": eval_script, "test.py": test_script}
+    name, *flags = shlex.split(command)
+    monkeypatch.setattr(sys, "argv", [name, *flags])
+    args = scripts[name].parse_arguments()
+    if name == "train.py" and args.resume is None and not args.weight:
+        train_script.choose_recipe(args)
+
+
+RANKS = """
+import os, sys
+import engine, train
+from utils import cli, dist
+ill = os.environ.get("ILL")
+if ill and dist.local_rank() == 1:
+    update = engine.Trainer.update
+    def fail(self, *rest):
+        if self.position.update == 2:
+            if ill == "raise":
+                raise RuntimeError("this process is ill")
+            os.kill(os.getpid(), 9)
+        return update(self, *rest)
+    engine.Trainer.update = fail
+if __name__ == "__main__":
+    cli.run_main(train.main)
+"""
+
+
+def two_ranks(folder: Path, ill: str) -> tuple[int, str, float]:
+    program = folder / "ranks.py"
+    program.write_text(RANKS)
+    torchrun = "-m torch.distributed.run --standalone --nproc_per_node 2".split()
+    flags = ["-d", "synthetic", "-v", "yolox-nano", "--root", folder / "datasets", *SMALL]
+    flags = [*flags, "--num_workers", 1, "--batch_size", 2, "--save_folder", folder / f"two{ill}"]
+    began = time.monotonic()
+    environment = {**os.environ, "ILL": ill, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *torchrun, str(program), *map(str, flags)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    return done.returncode, done.stdout + done.stderr, time.monotonic() - began
+
+
+def test_two_processes_train_and_evaluate(folder, trained):
+    code, said, _ = two_ranks(folder, "")
+    assert code == 0, said
+    run_folder = folder / "two" / "synthetic" / "yolox-nano" / "1"
+    assert said.count("Average Precision") == 6  # one process talks
+    results = json.loads((run_folder / "results.json").read_text())
+    images = {row["image_id"] for row in results}
+    assert len(images) == 16  # both halves arrived
+
+
+@pytest.mark.parametrize("ill", ["raise", "kill"])
+def test_a_process_that_dies_ends_the_others_within_a_minute(ill, folder, trained):
+    code, said, seconds = two_ranks(folder, ill)
+    assert code != 0 and seconds < 90, seconds
+    assert "this process is ill" in said or "SIGKILL" in said
+
+
+def test_reading_a_checkpoint_that_is_cut_is_a_users_error(trained, tmp_path):
+    cut = tmp_path / "cut.pth"
+    cut.write_bytes((trained / "best.pth").read_bytes()[:-1000])
+    with pytest.raises(UserError, match="cut"):
+        models.load(cut)
+    assert torch.load(trained / "best.pth", weights_only=True)["classes"]
