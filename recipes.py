@@ -1,8 +1,7 @@
 """Every number one would tune, as frozen dataclasses, and the one table of recipes.
 
 A variant is `replace(base, ...)`, so that the difference is all you see. This file imports nothing
-of the project: it is data. `for_dataset` and `fit_to_length` are the only two functions that change
-a recipe; both are pure and both say what they did.
+of the project: it is data, and a few pure functions that turn one recipe into another.
 """
 
 import math

@@ -4,11 +4,12 @@ import difflib
 import inspect
 
 from data import coco, synthetic, voc
+from data.clips import Window
 from data.loader import build_loader
 from data.records import Records, check_files, read_classes
 from utils.errors import UserError
 
-__all__ = ["READERS", "SPLITS", "build_loader", "check_files", "read"]
+__all__ = ["READERS", "SPLITS", "Window", "build_loader", "check_files", "read"]
 
 READERS = {"coco": coco.read, "voc": voc.read, "synthetic": synthetic.read}
 SPLITS = ("train", "val", "test")

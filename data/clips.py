@@ -1,22 +1,38 @@
-"""Which frames make a sample: keys are tuples of image indices, one for each frame."""
+"""Which frames make a sample.
+
+A set is a list of videos, a still being a video of one frame. A sampler says which frames of a
+video of `length` may be key frames (`keys`), and which frames a key frame's sample consists of
+(`frames`): (role, frame) pairs in the order in which the model sees them, every sample of a sampler
+with the same roles. It may draw, from the sample's own generator.
+"""
+
+from dataclasses import dataclass
 
 import numpy as np
 
 
-def stills(records):
-    """One key (i,) for each image."""
-    return [(index,) for index in range(len(records))]
+@dataclass(frozen=True)
+class Window:
+    """`length` frames, `interval` frames apart, from the key frame on; one frame by default."""
+
+    length: int = 1
+    interval: int = 1
+
+    def keys(self, length: int) -> range:
+        """Windows lie inside their video: none begins where it ends too early."""
+        return range(length - (self.length - 1) * self.interval)
+
+    def frames(self, length: int, key: int, rng) -> list[tuple[str, int]]:
+        return [("key", key + step * self.interval) for step in range(self.length)]
 
 
-def windows(records, length, interval=1):
-    """Clips of `length` frames, `interval` frames apart, starting at every frame of every video.
+STILL = Window()
 
-    A clip lies inside one video; where a video ends too early for it no clip starts.
-    """
-    keys, span = [], (length - 1) * interval
+
+def videos(records) -> list[np.ndarray]:
+    """The image indices of each video by frame number; the stills come first."""
+    members = [np.array([index]) for index in np.flatnonzero(records.video < 0)]
     for video in range(len(records.videos)):
-        members = np.flatnonzero(records.video == video)
-        members = members[np.argsort(records.frame[members], kind="stable")].tolist()
-        for start in range(len(members) - span):
-            keys.append(tuple(members[start : start + span + 1 : interval]))
-    return keys
+        own = np.flatnonzero(records.video == video)
+        members.append(own[np.argsort(records.frame[own], kind="stable")])
+    return members

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from data.clips import STILL, videos
 from data.transforms import apply, moved, resize
 from utils.errors import UserError
 from utils.image import fit, fit_ratio, read_image
@@ -13,23 +14,25 @@ class Dataset:
     """Samples by key (epoch, position, size_hw).
 
     When training, `position` counts through the epoch's random order and the sample is resized
-    into `size_hw` (None: left as it is); otherwise it counts through `keys` as they are.
+    into `size_hw` (None: left as it is); otherwise it counts through the key frames in order.
     """
 
     def __init__(
         self,
         records,
         *,
-        keys,
         transforms,
         fit_hw,
         seed,
         train,
         train_difficult=True,
+        clip=STILL,
         cache=None,
     ):
         self.records = records
-        self.keys = keys  # tuples of image indices, one index for each frame of a sample
+        self.clip = clip
+        self.videos = videos(records)
+        self.keys = [(v, k) for v, video in enumerate(self.videos) for k in clip.keys(len(video))]
         self.transforms = transforms
         self.fit_hw = fit_hw
         self.seed = seed
@@ -42,15 +45,18 @@ class Dataset:
         return len(self.keys)
 
     def __getitem__(self, key):
-        """Lists by frame: images, targets, orig_sizes (h, w), ratios, image_ids, files, indices."""
+        """Lists by frame: images, targets, orig_sizes (h, w), ratios, image_ids, files, videos,
+        frames (numbers in their videos), indices, roles, and new_video: whether one begins."""
         epoch, position, size_hw = key
         order = self._epoch_order(epoch)
         rng = np.random.default_rng((self.seed, epoch, position))
-        indices = self.keys[order[position]]
+        video, clip = self._clip(order[position], rng)
+        indices = [int(self.videos[video][frame]) for _, frame in clip]
 
         def draw():
             partner = draw_partner(position, len(order), rng)
-            return self._frames(self.keys[order[partner]], partner)
+            other, other_clip = self._clip(order[partner], rng)
+            return self._frames([self.videos[other][frame] for _, frame in other_clip], partner)
 
         frames = self._frames(indices, position)
         if self.train:
@@ -64,8 +70,17 @@ class Dataset:
             "ratios": [self._ratio(i) for i in indices],
             "image_ids": [int(self.records.image_ids[i]) for i in indices],
             "files": [self.records.files[i] for i in indices],
-            "indices": list(indices),
+            "videos": self.records.video[indices].tolist(),
+            "frames": self.records.frame[indices].tolist(),
+            "indices": indices,
+            "roles": [role for role, _ in clip],
+            "new_video": [frame == 0 for _, frame in clip],
         }
+
+    def _clip(self, number, rng):
+        """(video, its (role, frame) pairs) of a key's number."""
+        video, key = self.keys[number]
+        return video, self.clip.frames(len(self.videos[video]), key, rng)
 
     def _epoch_order(self, epoch):
         """The epoch's order of keys: random when training."""

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from data.cache import choose_cache
-from data.clips import stills, windows
+from data.clips import STILL
 from data.dataset import WINDOW, Dataset
 from data.mosaic import build_transforms
 from utils.errors import DataError, UserError
@@ -20,14 +20,26 @@ GRACE_SECONDS = 20  # how long a worker goes on after SIGTERM
 CACHE_BYTES = 2**30  # the most shared memory for decoded images, unless all are asked for
 
 
+# Columns of a batch's targets: the lists of a sample that they are made of.
+COLUMNS = {
+    "orig_size": ("orig_sizes", np.int64),
+    "ratio": ("ratios", np.float32),
+    "image_id": ("image_ids", np.int64),
+    "video": ("videos", np.int64),
+    "frame": ("frames", np.int64),
+    "new_video": ("new_video", bool),
+}
+
+
 def collate(samples, pad_hw=None):
     """(images uint8 [B, 3, H, W], targets), padded right and bottom with 0; clips [B, T, ...].
 
     The images lie channels-last in memory. Targets: boxes float32 [B, G, 4], labels int64 [B, G],
     valid bool [B, G], ignore_boxes float32 [B, I, 4], ignore_valid bool [B, I], size and orig_size
-    int64 [B, 2] (h, w), ratio float32 [B] (fitted by original, before augmentation), image_id
-    int64 [B], files (list of B names). Without pad_hw the images are padded to the largest of
-    them, rounded up to a multiple of PAD_MULTIPLE.
+    int64 [B, 2] (h, w), ratio float32 [B] (fitted by original, before augmentation), image_id,
+    video (-1: a still) and frame int64 [B], new_video bool [B] (the frame begins its video); files
+    (list of B names), roles (list of T names). Without pad_hw the images are padded to the largest
+    of them, rounded up to a multiple of PAD_MULTIPLE.
     """
     frames = [image for sample in samples for image in sample["images"]]
     sizes = np.array([image.shape[:2] for image in frames], np.int64)
@@ -39,11 +51,8 @@ def collate(samples, pad_hw=None):
 
     packed = _pack([target for sample in samples for target in sample["targets"]])
     packed["size"] = sizes
-    packed["orig_size"] = np.array(
-        [s for sample in samples for s in sample["orig_sizes"]], np.int64
-    )
-    packed["ratio"] = np.array([r for sample in samples for r in sample["ratios"]], np.float32)
-    packed["image_id"] = np.array([i for sample in samples for i in sample["image_ids"]], np.int64)
+    for name, (rows, dtype) in COLUMNS.items():
+        packed[name] = np.array([row for sample in samples for row in sample[rows]], dtype)
     length = len(samples[0]["images"])
     lead = (len(samples),) if length == 1 else (len(samples), length)
     targets = {
@@ -52,6 +61,7 @@ def collate(samples, pad_hw=None):
     }
     files = [sample["files"] for sample in samples]
     targets["files"] = [names[0] for names in files] if length == 1 else files
+    targets["roles"] = samples[0]["roles"]  # the same for each sample
     images = torch.from_numpy(pixels.reshape(*lead, *pixels.shape[1:]))
     return images.movedim(-1, -3), targets
 
@@ -89,8 +99,7 @@ def build_loader(
     num_workers,
     seed,
     augment=None,
-    clip_length=1,
-    clip_interval=1,
+    clip=STILL,
     train_difficult=True,
     scales=None,
     scale_every=10,
@@ -104,14 +113,10 @@ def build_loader(
 
     `cache_all` holds every decoded image in shared memory, for evaluation as well.
     """
-    if clip_length == 1:
-        keys = stills(records)
-    else:
-        keys = windows(records, clip_length, clip_interval)
     cache = None
     if train or cache_all:
         ahead = world * batch_size * (num_workers * PREFETCH + 1)
-        window = (2 * WINDOW + 1 + ahead) * clip_length if augment and augment.mosaic else 0
+        window = (2 * WINDOW + 1 + ahead) * clip.length if augment and augment.mosaic else 0
         cache = choose_cache(
             len(records),
             size_hw,
@@ -122,12 +127,12 @@ def build_loader(
         )
     dataset = Dataset(
         records,
-        keys=keys,
         transforms=build_transforms(augment, size_hw) if train and augment else [],
         fit_hw=size_hw,
         seed=seed,
         train=train,
         train_difficult=train_difficult,
+        clip=clip,
         cache=cache,
     )
     return Loader(

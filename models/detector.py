@@ -71,9 +71,9 @@ class Detector(nn.Module):
         """The state that `decode` takes beside the images."""
         return ()
 
-    def step(self, images: Tensor, sizes: Tensor, state=None) -> tuple[list[dict], object]:
+    def step(self, images: Tensor, sizes: Tensor, state=None, new_video=None):
         """(detections, state): for each image {"boxes" [K, 4], "scores" [K], "labels" [K]}, best
-        first, not clipped to the image."""
+        first, not clipped to the image. Rows where `new_video` [B] is true forget their state."""
         boxes, scores = self.decode(self.fill_padding(images, sizes))
         return select(boxes, scores, conf=self.conf, nms=self.nms, max_dets=self.max_dets), None
 
@@ -82,11 +82,12 @@ class Detector(nn.Module):
         detections, _ = self.step(images, sizes)
         return [clipped(found, size) for found, size in zip(detections, sizes, strict=True)]
 
-    def predict_video(self, frames: Iterable[tuple[Tensor, Tensor]]) -> Iterator[list[dict]]:
-        """The detections of each frame (images, sizes) of one video, or of B in lock step."""
+    def predict_video(self, frames: Iterable[tuple[Tensor, ...]]) -> Iterator[list[dict]]:
+        """The detections of each frame (images, sizes) of one video, or of B videos in lock step,
+        a frame then being (images, sizes, new_video)."""
         state = None
-        for images, sizes in frames:
-            detections, state = self.step(images, sizes, state)
+        for images, sizes, *new_video in frames:
+            detections, state = self.step(images, sizes, state, *new_video)
             yield [clipped(found, size) for found, size in zip(detections, sizes, strict=True)]
 
     @torch.inference_mode()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from data.cache import SharedCache, choose_cache
-from data.clips import stills, windows
+from data.clips import Window, videos
 from data.dataset import WINDOW, Dataset, draw_partner
 from data.mosaic import build_transforms
 from data.records import Entry, build
@@ -47,7 +47,6 @@ def records(tmp_path_factory):
 
 def make(records, **changes):
     options = {
-        "keys": stills(records),
         "transforms": build_transforms(Augment(), (64, 64)),
         "fit_hw": (64, 64),
         "seed": 5,
@@ -120,10 +119,10 @@ def test_partners_lie_in_the_window():
     assert {draw_partner(3, 5, rng) for _ in range(200)} == set(range(5))
 
 
-def test_evaluation_fits_and_keeps_the_order(records):
+def test_evaluation_fits_and_goes_through_each_video_in_order(records):
     dataset = make(records, train=False, transforms=[])
-    for index in range(11):
-        sample = dataset[0, index, None]
+    for position, index in enumerate((10, 8, 6, 4, 2, 0, 9, 7, 5, 3, 1)):
+        sample = dataset[0, position, None]
         image, ratio = fit(read_image(records.path(index)), (64, 64))
         assert sample["indices"] == [index] and sample["image_ids"] == [100 + index]
         assert np.array_equal(sample["images"][0], image)
@@ -132,7 +131,7 @@ def test_evaluation_fits_and_keeps_the_order(records):
         assert np.allclose(sample["targets"][0]["boxes"], boxes)
         assert sample["orig_sizes"] == [tuple(records.sizes[index])]
     plain = make(records, train=False, transforms=[], fit_hw=None)[0, 2, None]
-    assert plain["images"][0].shape[:2] == tuple(records.sizes[2]) and plain["ratios"] == [1]
+    assert plain["images"][0].shape[:2] == tuple(records.sizes[6]) and plain["ratios"] == [1]
 
 
 def test_ignored_objects(records):
@@ -150,15 +149,41 @@ def test_multi_scale_resizes_image_and_boxes(records):
         assert np.allclose(boxes[0] * 1.5, boxes[1])
 
 
-def test_clips(records):
-    keys = windows(records, 3)
-    assert keys[0] == (10, 8, 6) and all(len(key) == 3 for key in keys)  # by frame number
-    assert len(keys) == 4 + 3 and windows(records, 3, 2) == [(10, 6, 2), (8, 4, 0), (9, 5, 1)]
-    sample = make(records, keys=keys)[0, 2, None]
-    assert len(sample["images"]) == len(sample["targets"]) == len(sample["files"]) == 3
-    plain = make(records, keys=keys)
-    cached = make(records, keys=keys, cache=SharedCache(5, (64, 64)))
-    assert all(same(plain[0, p, None], cached[0, p, None]) for p in range(len(keys)))
+def test_windows_lie_in_one_video_by_frame_number(records):
+    assert [video.tolist() for video in videos(records)] == [[10, 8, 6, 4, 2, 0], [9, 7, 5, 3, 1]]
+    dataset = make(records, clip=Window(3), train=False, transforms=[])
+    clips = [dataset[0, position, None] for position in range(len(dataset))]
+    assert [clip["indices"] for clip in clips[:2]] == [[10, 8, 6], [8, 6, 4]]
+    assert len(clips) == 4 + 3 and clips[0]["roles"] == ["key"] * 3
+    assert clips[0]["new_video"] == [True, False, False] and not any(clips[1]["new_video"])
+    assert clips[4]["videos"] == [1] * 3 and clips[4]["frames"] == [11, 13, 15]
+    wide = make(records, clip=Window(3, 2), train=False, transforms=[])
+    found = [wide[0, position, None]["indices"] for position in range(len(wide))]
+    assert found == [[10, 6, 2], [8, 4, 0], [9, 5, 1]]
+
+
+def test_a_cache_changes_no_clip(records):
+    plain = make(records, clip=Window(3))
+    cached = make(records, clip=Window(3), cache=SharedCache(5, (64, 64)))
+    assert all(same(plain[0, p, None], cached[0, p, None]) for p in range(len(plain)))
+
+
+@dataclass(frozen=True)
+class WithReference(Window):
+    """A key frame and a random one of its video, as feature aggregation draws them."""
+
+    def frames(self, length, key, rng):
+        return [("key", key), ("reference", int(rng.integers(length)))]
+
+
+def test_a_sampler_may_draw_and_name_roles(records):
+    dataset = make(records, clip=WithReference())
+    samples = [dataset[0, position, None] for position in range(len(dataset))]
+    assert all(sample["roles"] == ["key", "reference"] for sample in samples)
+    assert all(len(set(sample["videos"])) == 1 for sample in samples)
+    assert same(dataset[0, 3, None], samples[3])
+    gaps = {sample["frames"][1] - sample["frames"][0] for sample in samples}
+    assert len(gaps) > 3
 
 
 def test_an_image_that_changed_is_named(records, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("cuda_ops", "data", "models", "tests", "utils")
+FOLDERS = ("cuda_ops", "data", "docs", "models", "tests", "utils")
 ENTRIES = ("train", "eval", "test", "demo", "pretrain", "export", "benchmark")
 BANNED_NAMES = ("misc", "helpers", "common", "tools", "base_utils")
 MAY_PRINT = ("utils/log.py", "cuda_ops/setup.py")  # and tests, and what is run as a command
@@ -16,6 +16,7 @@ MAX_LINES = 500
 # What each room may import of the others; entry scripts may import one another.
 ARROWS = {
     **{name: {"engine", "recipes", "models", "data", "utils", *ENTRIES} for name in ENTRIES},
+    "docs": {"engine", "recipes", "models", "data", "utils"},
     "engine": {"utils"},
     "recipes": set(),
     "models": {"models", "cuda_ops", "utils"},

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.clips import Window
 from data.loader import build_loader, collate
 from data.records import Entry, build
 from utils.errors import UserError
@@ -65,7 +66,7 @@ def same(one, two):
         assert targets.keys() == other_targets.keys()
         for name, column in targets.items():
             other = other_targets[name]
-            equal = column == other if name == "files" else torch.equal(column, other)
+            equal = column == other if isinstance(column, list) else torch.equal(column, other)
             assert equal, name
     return True
 
@@ -87,6 +88,10 @@ def sample(counts, ignored=(), size_hw=(20, 30)):
         "ratios": [0.5] * len(counts),
         "image_ids": list(range(len(counts))),
         "files": [f"{k}.jpg" for k in range(len(counts))],
+        "videos": [2] * len(counts),
+        "frames": list(range(len(counts))),
+        "new_video": [k == 0 for k in range(len(counts))],
+        "roles": ["key"] * len(counts),
     }
 
 
@@ -119,6 +124,8 @@ def test_collate_clips():
     assert targets["valid"].sum(-1).tolist() == [[1, 4], [0, 2]]
     assert targets["size"].shape == targets["orig_size"].shape == (2, 2, 2)
     assert targets["ratio"].shape == (2, 2)
+    assert targets["video"].tolist() == [[2, 2]] * 2 and targets["frame"].tolist() == [[0, 1]] * 2
+    assert targets["new_video"].tolist() == [[True, False]] * 2 and targets["roles"] == ["key"] * 2
     assert (
         targets["image_id"].tolist() == [[0, 1]] * 2
         and targets["files"] == [["0.jpg", "1.jpg"]] * 2
@@ -200,7 +207,7 @@ def test_scales(records):
 
 
 def test_clips(records):
-    images, targets = next(make(records, clip_length=3, num_workers=0).batches(0))
+    images, targets = next(make(records, clip=Window(3), num_workers=0).batches(0))
     assert images.shape == (2, 3, 3, *SIZE) and targets["valid"].shape[:2] == (2, 3)
     numbers = [[int(name.split(".")[0]) for name in names] for names in targets["files"]]
     assert all(np.diff(row).tolist() == [1, 1] for row in numbers)

@@ -91,9 +91,8 @@ def test_lr_table(step, lr):
     assert value == pytest.approx(lr, rel=1e-6, abs=1e-15)
 
 
-def test_linear_warmup_and_no_warmup():
+def test_warmup_and_no_warmup():
     options = {"base": 1.0, "total": 100, "plain": 0}
-    assert optim.lr_at(5, warmup=10, curve="linear", **options) == pytest.approx(0.5)
     assert optim.lr_at(5, warmup=10, **options) == pytest.approx(0.25)
     assert optim.lr_at(0, warmup=0, **options) == 1.0
 
@@ -111,7 +110,6 @@ def test_warmup_is_capped_in_short_runs():
     assert optim.cap_warmup(500, 30000) == 500
     assert optim.cap_warmup(500, 1000) == 100
     assert optim.cap_warmup(500, 5) == 0
-    assert optim.cap_warmup(500, 1000, fraction=0.25) == 250
 
 
 def test_scaled_lr():

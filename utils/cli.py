@@ -275,7 +275,7 @@ def package_versions() -> dict[str, str]:
 
 
 def prepare_process():
-    """Settings of every process, workers included."""
+    """Settings of the process of a command."""
     # Denormal numbers make an untrained network twenty times slower on a CPU.
     torch.set_flush_denormal(True)
     cv2.setNumThreads(0)  # parallel over images, not inside one; and safe with forked workers

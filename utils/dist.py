@@ -82,12 +82,6 @@ def from_main(make: Callable[[], object]):
     return values[0]
 
 
-def barrier() -> None:
-    """Waits until every process is here."""
-    if is_distributed():
-        distributed.barrier()
-
-
 def shutdown() -> None:
     if is_distributed():
         distributed.destroy_process_group()

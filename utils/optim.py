@@ -53,12 +53,12 @@ def build_optimizer(model: nn.Module, recipe) -> torch.optim.Optimizer:
     raise ValueError(f"optimizer {recipe.optimizer!r} is neither sgd nor adamw")
 
 
-def cap_warmup(asked: int, total: int, fraction: float = 0.1) -> int:
-    """Warm-up steps of a run of `total` steps: what is asked, at most this fraction of the run.
+def cap_warmup(asked: int, total: int) -> int:
+    """Warm-up steps of a run of `total` steps: what is asked, at most a tenth of the run.
 
     Five epochs suit a run of 300; in a run of ten they would leave little to train with.
     """
-    return min(asked, int(total * fraction))
+    return min(asked, total // 10)
 
 
 def lr_at(
@@ -69,15 +69,14 @@ def lr_at(
     warmup: int,
     plain: int = 0,
     min_ratio: float = 0.05,
-    curve: str = "quadratic",
 ) -> float:
     """The learning rate after `step` updates of `total`: 0 for the very first.
 
-    It rises from 0 to `base` over `warmup` steps ("quadratic" or "linear"), falls along a cosine to
-    `base * min_ratio`, and stays there for the last `plain` steps.
+    It rises from 0 to `base` with the square of the step over `warmup` steps, falls along a cosine
+    to `base * min_ratio`, and stays there for the last `plain` steps.
     """
     if step < warmup:
-        return base * (step / warmup) ** {"quadratic": 2, "linear": 1}[curve]
+        return base * (step / warmup) ** 2
     least = base * min_ratio
     falling = total - warmup - plain
     if step >= warmup + falling:
