@@ -9,6 +9,8 @@ from multiprocessing.heap import BufferWrapper
 
 import numpy as np
 
+from utils.errors import UserError
+
 LOCKS = 16  # one for every so many slots: workers rarely wait, and semaphores are scarce
 
 
@@ -55,7 +57,23 @@ def choose_cache(count, fit_hw, *, window, limit, whole=False, context=None):
     `count` images; a window of 0 images means that none but a whole cache is of use.
     """
     room = limit // (fit_hw[0] * fit_hw[1] * 3)
+    if whole:
+        _check_memory(count * fit_hw[0] * fit_hw[1] * 3)
     if whole or count <= room:
         return SharedCache(count, fit_hw, whole=True, context=context)
     slots = min(window, room)
     return SharedCache(slots, fit_hw, context=context) if slots else None
+
+
+def _check_memory(needed):
+    """Raises UserError if so many bytes are surely not free; where that is unknown, it passes."""
+    try:
+        with open("/proc/meminfo") as lines:
+            free = next(int(line.split()[1]) << 10 for line in lines if "MemAvailable" in line)
+    except (OSError, StopIteration):
+        return
+    if needed > free:
+        raise UserError(
+            f"--cache needs {needed / 2**30:.1f} GiB for the decoded images and {free / 2**30:.1f} "
+            "are free; leave it out: a window of them is kept all the same"
+        )

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data.cache import SharedCache, choose_cache
+from data.cache import SharedCache, choose_cache, choose_cache
 from data.clips import Window, videos
 from data.dataset import WINDOW, Dataset, draw_partner
 from data.mosaic import build_transforms
@@ -191,3 +191,8 @@ def test_an_image_that_changed_is_named(records, tmp_path):
     changed = build(tmp_path, ("a",), [Entry("a.png", (30, 20))])
     with pytest.raises(UserError, match=r"a.png: the image is \(20, 30\)"):
         make(changed)[0, 0, None]
+
+
+def test_a_cache_that_cannot_fit_is_refused():
+    with pytest.raises(UserError, match="--cache needs"):
+        choose_cache(10**9, (640, 640), window=0, limit=2**30, whole=True)
