@@ -26,7 +26,7 @@ def parse_arguments() -> argparse.Namespace:
     model.add_argument("--conf", type=float, default=0.001, help="least score (0.001)")
     model.add_argument("--nms", type=float, help="greatest IoU of two boxes (the recipe's)")
     basic = parser.add_argument_group("data (default: what the checkpoint was trained on)")
-    cli.add_data_flags(basic)
+    cli.add_data_flags(basic, data.READERS)
     basic.add_argument("--split", default="val", choices=data.SPLITS, help="part of the set (val)")
     basic.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     running = parser.add_argument_group("running")

@@ -88,7 +88,7 @@ class Recipe:
     optimizer: str = "sgd"
     lr: float = 0.01  # at `base_batch` images per update
     base_batch: int = 64
-    min_lr: float = 0.05  # as a fraction of lr, reached where the last stage begins
+    min_lr: float = 0.05  # as a fraction of lr, kept for the last twentieth of the run
     warmup: float = 5.0  # epochs
     weight_decay: float = 5e-4
     grad_clip: float = 0.0  # largest gradient norm; 0: not clipped
@@ -167,7 +167,7 @@ RECIPES: dict[str, Recipe] = {
 # What a data set changes, whatever the model.
 _DATASETS: dict[str, dict] = {
     "voc": {"warmup": 1.0},
-    "synthetic": {"warmup": 1.0, "img_size": 224, "multi_scale": (192, 256)},
+    "synthetic": {"warmup": 1.0, "img_size": 224, "multi_scale": (160, 352)},
 }
 _DATASET_EPOCHS = {"synthetic": 30}
 
@@ -224,7 +224,8 @@ def fit_to_length(recipe: Recipe, updates: int, given: frozenset[str] = frozense
     The reference's numbers are made for some 550,000 updates. In a few hundred of them SGD at
     0.01 / 64 images hardly moves and a moving average over thousands never arrives, which users
     read as "AP is 0": a short run takes AdamW, a clipped gradient, and an average over the last
-    tenth of the run (update n averages over about exp(n / ramp) updates).
+    tenth of the run (update n averages over about exp(n / ramp) updates). Sizes far from the
+    input's are left out: there is no time to learn them.
     """
     if updates >= SHORT_RUN:
         return recipe, []
@@ -235,14 +236,24 @@ def fit_to_length(recipe: Recipe, updates: int, given: frozenset[str] = frozense
         "grad_clip": 10.0,
         "ema_ramp": min(recipe.ema_ramp, round(updates / math.log(max(updates / 10, 2)), 1)),
         "eval_every": max(1, total_epochs(recipe) // 15),
+        "multi_scale": narrowed(recipe),
     }
-    if given & {"optimizer", "lr"}:
-        changes = {k: v for k, v in changes.items() if k in ("ema_ramp", "eval_every")}
+    if "optimizer" in given and recipe.optimizer == "sgd":
+        kept = ("ema_ramp", "eval_every", "multi_scale")
+        changes = {k: v for k, v in changes.items() if k in kept}
     changes = {k: v for k, v in changes.items() if k not in given}
     listed = ", ".join(
         f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in changes.items()
     )
     return replace(recipe, **changes), [f"short run ({updates} updates): {listed}"]
+
+
+def narrowed(recipe: Recipe) -> tuple[int, int]:
+    """The multi-scale range, at most 32 pixels to either side of the input."""
+    low, high = recipe.multi_scale
+    if not high:
+        return 0, 0
+    return max(low, recipe.img_size - 32), min(high, recipe.img_size + 32)
 
 
 def as_dict(recipe: Recipe) -> dict:

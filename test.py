@@ -24,7 +24,7 @@ def parse_arguments() -> argparse.Namespace:
     model.add_argument("--conf", type=float, default=0.3, help="least score (0.3)")
     model.add_argument("--nms", type=float, default=0.45, help="greatest IoU of two boxes (0.45)")
     basic = parser.add_argument_group("data (default: what the checkpoint was trained on)")
-    cli.add_data_flags(basic)
+    cli.add_data_flags(basic, data.READERS)
     basic.add_argument("--split", default="val", choices=data.SPLITS, help="part of the set (val)")
     basic.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     output = parser.add_argument_group("pictures")

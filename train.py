@@ -42,11 +42,12 @@ FREE_ON_RESUME = frozenset(
 def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description=__doc__.split("\n\n")[0], epilog="See docs/training.md.")
     basic = parser.add_argument_group("what to train on")
-    cli.add_data_flags(basic, default="synthetic")
+    cli.add_data_flags(basic, data.READERS, default="synthetic")
     basic.add_argument("--limit", type=int, metavar="N", help="only the first N images (a trial)")
 
+    names = ", ".join(recipes.RECIPES)
     model = parser.add_argument_group("model")
-    model.add_argument("-v", "--version", metavar="NAME", help="model (yolox-s)")
+    model.add_argument("-v", "--version", metavar="NAME", help=f"{names} (yolox-s)")
     model.add_argument("--backbone", metavar="NAME", help="another backbone under the same head")
     model.add_argument("--weight", metavar="FILE", help="checkpoint to start from (ours or public)")
 

@@ -32,7 +32,7 @@ FAMILIES = {"fast": Fast, "slow": Slow}
 
 def parse(*argv):
     parser = cli.Parser(prog="train.py")
-    cli.add_data_flags(parser, default="synthetic")
+    cli.add_data_flags(parser, ("voc", "synthetic"), default="synthetic")
     cli.add_device_flags(parser)
     cli.add_debug_flag(parser)
     parser.add_argument("-bs", "--batch_size", type=int, metavar="N", help="images per step")

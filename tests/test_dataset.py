@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data.cache import SharedCache, choose_cache, choose_cache
+from data.cache import SharedCache, choose_cache
 from data.clips import Window, videos
 from data.dataset import WINDOW, Dataset, draw_partner
 from data.mosaic import build_transforms

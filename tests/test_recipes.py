@@ -43,7 +43,9 @@ def test_the_multi_scale_range_follows_the_size():
     nano = with_img_size(RECIPES["yolox-nano"], 208)
     assert nano.multi_scale == (160, 320)
     synthetic = for_dataset(RECIPES["yolox-nano"], "synthetic")
-    assert with_img_size(synthetic, 448).multi_scale == (384, 512)
+    assert with_img_size(synthetic, 448).multi_scale == (320, 704)
+    short, _ = recipes.fit_to_length(synthetic, 500)
+    assert short.multi_scale == (192, 256)
 
 
 def test_a_long_run_is_left_alone_and_flags_win_over_the_short_runs_changes():
@@ -56,3 +58,5 @@ def test_a_long_run_is_left_alone_and_flags_win_over_the_short_runs_changes():
     assert short.ema_ramp < recipe.ema_ramp and "adamw" in said[0]
     kept, _ = recipes.fit_to_length(recipe, 300, frozenset({"optimizer"}))
     assert (kept.optimizer, kept.lr, kept.base_batch) == ("sgd", 0.01, 64)
+    slower, _ = recipes.fit_to_length(replace(recipe, lr=1e-4), 300, frozenset({"lr"}))
+    assert (slower.optimizer, slower.lr, slower.base_batch) == ("adamw", 1e-4, 8)

@@ -107,11 +107,11 @@ def side(text: str) -> int:
     return int(text)
 
 
-def add_data_flags(group, default: str | None = None):
-    """Adds -d, --root, --ann, --images, --classes and --voc_train."""
-    shown = f" ({default})" if default else ""
+def add_data_flags(group, kinds: Iterable[str], default: str | None = None):
+    """Adds -d (one of `kinds`), --root, --ann, --images, --classes and --voc_train."""
+    shown = f"{', '.join(kinds)} ({default})" if default else ", ".join(kinds)
     group.add_argument(
-        "-d", "--dataset", metavar="NAME", default=default, help=f"kind of data set{shown}"
+        "-d", "--dataset", metavar="NAME", default=default, help=f"kind of data set: {shown}"
     )
     group.add_argument(
         "--root", metavar="DIR", default="datasets", help="folder the data set lies in (datasets)"
