@@ -141,6 +141,11 @@ def choose_recipe(args: argparse.Namespace) -> tuple[recipes.Recipe, frozenset[s
     return recipe, frozenset(changes)
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a run has come to its very end: its report's last file is there."""
+    return (folder / "metrics.json").exists()
+
+
 def find_run(args: argparse.Namespace) -> tuple[Path, dict]:
     """(folder, checkpoint) of the run to go on with: the named one, or the newest unfinished."""
     if args.resume:
@@ -149,9 +154,8 @@ def find_run(args: argparse.Namespace) -> tuple[Path, dict]:
         return last.parent, checkpoint.read(last)
     found = sorted(Path(args.save_folder).glob("*/*/*/last.pth"), key=lambda p: -p.stat().st_mtime)
     for last in found:
-        saved = checkpoint.read(last)
-        if not saved["finished"]:
-            return last.parent, saved
+        if not is_finished(last.parent):
+            return last.parent, checkpoint.read(last)
     raise UserError(
         f"--resume: no unfinished run below {args.save_folder}; name a run's folder to go on with "
         "a finished one, as in --resume runs/voc/yolox-s/3 --epochs 50"
@@ -164,7 +168,9 @@ def resume_recipe(args: argparse.Namespace, saved: dict, folder: Path) -> recipe
         raise UserError(f"--{name} cannot change when a run goes on; start a new one instead")
     recipe = recipes.from_dict(saved["recipe"])
     done, total = saved["position"]["epoch"], recipes.total_epochs(recipe)
-    if (args.epochs or total) <= done:
+    finished = is_finished(folder)
+    wanted = args.epochs or (done if finished else total)
+    if wanted < done or (finished and wanted == done):
         raise UserError(f"{folder} has {done} epochs behind it; --epochs N with a larger N goes on")
     if args.epochs:
         recipe = recipes.with_epochs(recipe, args.epochs, args.plain_epochs)
@@ -326,18 +332,21 @@ def train(args: argparse.Namespace, device: torch.device) -> int:
         return engine.evaluate(candidate, loader, evaluator, device=device, stop=stop)
 
     try:
-        engine.fit(
-            model,
-            recipe,
-            loaders=loaders,
-            evaluation=evaluation,
-            folder=folder,
-            log=log,
-            device=device,
-            amp=args.amp,
-            saved=saved,
-            extra=extra,
-        )
+        if not (saved and saved["finished"] and args.epochs is None):  # else the report is missing
+            if dist.is_main():
+                (folder / "metrics.json").unlink(missing_ok=True)  # the run is unfinished again
+            engine.fit(
+                model,
+                recipe,
+                loaders=loaders,
+                evaluation=evaluation,
+                folder=folder,
+                log=log,
+                device=device,
+                amp=args.amp,
+                saved=saved,
+                extra=extra,
+            )
         report(folder, recipe, val_set, evaluation, device, log)
     except Interrupted as interrupted:
         log.show(f"stopped and saved; go on with: python train.py --resume {folder}")
@@ -356,7 +365,6 @@ def report(folder: Path, recipe, val_set, evaluation, device: torch.device, log:
     checkpoint.load_weights(model, weights)
     evaluator = evaluation(model)
     log.write("results.json", json.dumps(evaluator.results()))
-    log.write("metrics.json", json.dumps(evaluator.compute(), indent=1) + "\n")
     if not dist.is_main():
         return
     model = models.load(folder / "best.pth").to(device)
@@ -365,6 +373,7 @@ def report(folder: Path, recipe, val_set, evaluation, device: torch.device, log:
         picture = vis.draw(image, model.detect(image), model.classes)
         vis.save(folder / "detections" / Path(val_set.files[index]).with_suffix(".jpg"), picture)
     curves = plot.curves(folder)
+    log.write("metrics.json", json.dumps(evaluator.compute(), indent=1) + "\n")
     log.say(f"\nbest of {folder} on {len(val_set)} images:\n{evaluator.table()}")
     for note in evaluator.compute()["notes"]:
         log.say(f"note: {note}")

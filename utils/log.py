@@ -44,10 +44,12 @@ class RunLog:
             say(text)
 
     def write(self, name: str, text: str):
-        """Writes a file of the run's folder anew."""
+        """Writes a file of the run's folder anew, whole or not at all."""
         if self.main:
+            part = self.folder / f".{name}.tmp"
             with _disk_errors(self.folder / name):
-                (self.folder / name).write_text(text, encoding="utf-8")
+                part.write_text(text, encoding="utf-8")
+                os.replace(part, self.folder / name)
 
     def record(self, values: dict):
         """Appends a line to log.jsonl: the same numbers in every equal run, no clock, no speed."""
