@@ -18,13 +18,7 @@ from utils.log import say
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description=__doc__.split("\n\n")[0], epilog="See docs/data.md.")
-    model = parser.add_argument_group("model")
-    model.add_argument("--weight", required=True, metavar="FILE", help="checkpoint, ours or public")
-    model.add_argument(
-        "--img_size", type=cli.side, metavar="PX", help="side of the input (the model's)"
-    )
-    model.add_argument("--conf", type=float, default=0.001, help="least score (0.001)")
-    model.add_argument("--nms", type=float, help="greatest IoU of two boxes (the recipe's)")
+    cli.add_weight_flags(parser.add_argument_group("model"), conf=0.001)
     basic = parser.add_argument_group("data (default: what the checkpoint was trained on)")
     cli.add_data_flags(basic, data.READERS)
     basic.add_argument("--split", default="val", choices=data.SPLITS, help="part of the set (val)")

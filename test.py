@@ -16,13 +16,7 @@ from utils.log import progress, say
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description=__doc__.split("\n\n")[0], epilog="See docs/data.md.")
-    model = parser.add_argument_group("model")
-    model.add_argument("--weight", required=True, metavar="FILE", help="checkpoint, ours or public")
-    model.add_argument(
-        "--img_size", type=cli.side, metavar="PX", help="side of the input (the model's)"
-    )
-    model.add_argument("--conf", type=float, default=0.3, help="least score (0.3)")
-    model.add_argument("--nms", type=float, default=0.45, help="greatest IoU of two boxes (0.45)")
+    cli.add_weight_flags(parser.add_argument_group("model"), conf=0.3, nms=0.45)
     basic = parser.add_argument_group("data (default: what the checkpoint was trained on)")
     cli.add_data_flags(basic, data.READERS)
     basic.add_argument("--split", default="val", choices=data.SPLITS, help="part of the set (val)")

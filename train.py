@@ -349,7 +349,8 @@ def train(args: argparse.Namespace, device: torch.device) -> int:
             )
         report(folder, recipe, val_set, evaluation, device, log)
     except Interrupted as interrupted:
-        log.show(f"stopped and saved; go on with: python train.py --resume {folder}")
+        python = cli.python_command()
+        log.show(f"stopped and saved; go on with: {python} train.py --resume {folder}")
         return interrupted.exit_code
     finally:
         for each in (*loaders, loader):
@@ -379,7 +380,7 @@ def report(folder: Path, recipe, val_set, evaluation, device: torch.device, log:
         log.say(f"note: {note}")
     log.say(f"curves:   {curves or 'not drawn: pip install matplotlib'}")
     log.say(f"pictures: {folder / 'detections'}")
-    log.say(f"next:     python test.py --weight {folder / 'best.pth'} --show")
+    log.say(f"next:     {cli.python_command()} test.py --weight {folder / 'best.pth'} --show")
 
 
 def main() -> int:

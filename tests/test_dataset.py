@@ -9,23 +9,11 @@ from data.clips import Window, videos
 from data.dataset import WINDOW, Dataset, draw_partner
 from data.mosaic import build_transforms
 from data.records import Entry, build
+from recipes import Augment
 from utils.errors import UserError
 from utils.image import fit, read_image
 
-
-@dataclass(frozen=True)
-class Augment:
-    mosaic: float = 1.0
-    mixup: float = 0.5
-    mosaic_scale: tuple = (0.5, 1.5)
-    mixup_scale: tuple = (0.5, 1.5)
-    degrees: float = 10.0
-    translate: float = 0.1
-    shear: float = 2.0
-    hsv: float = 1.0
-    flip: float = 0.5
-    fill: int = 114
-    min_box: float = 1.0
+AUGMENT = Augment(mosaic=1.0, mixup=0.5, mosaic_scale=(0.5, 1.5))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +35,7 @@ def records(tmp_path_factory):
 
 def make(records, **changes):
     options = {
-        "transforms": build_transforms(Augment(), (64, 64)),
+        "transforms": build_transforms(AUGMENT, (64, 64)),
         "fit_hw": (64, 64),
         "seed": 5,
         "train": True,

@@ -1,7 +1,7 @@
 import multiprocessing
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -11,24 +11,12 @@ import torch
 from data.clips import Window
 from data.loader import build_loader, collate
 from data.records import Entry, build
+from recipes import Augment
 from utils.errors import UserError
 
 SIZE = 64, 96
 
-
-@dataclass(frozen=True)
-class Augment:
-    mosaic: float = 0.7
-    mixup: float = 0.5
-    mosaic_scale: tuple = (0.5, 1.5)
-    mixup_scale: tuple = (0.5, 1.5)
-    degrees: float = 10.0
-    translate: float = 0.1
-    shear: float = 2.0
-    hsv: float = 1.0
-    flip: float = 0.5
-    fill: int = 114
-    min_box: float = 1.0
+AUGMENT = Augment(mosaic=0.7, mixup=0.5, mosaic_scale=(0.5, 1.5))
 
 
 @pytest.fixture
@@ -53,7 +41,7 @@ def make(records, **changes):
         "batch_size": 2,
         "num_workers": 0,
         "seed": 3,
-        "augment": Augment(),
+        "augment": AUGMENT,
     }
     return build_loader(records, **options | changes)
 
@@ -195,7 +183,7 @@ def test_evaluation_sees_each_image_once(records):
 
 def test_scales(records):
     scales = [(64, 96), (32, 64), (96, 128)]
-    options = {"scales": scales, "scale_every": 2, "augment": Augment(mosaic=1.0)}
+    options = {"scales": scales, "scale_every": 2, "augment": replace(AUGMENT, mosaic=1.0)}
     loader = make(records, **options)
     sizes = [tuple(i.shape[2:]) for e in range(4) for i, _ in loader.batches(e)]
     assert set(sizes) == set(scales)

@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -6,24 +6,12 @@ import pytest
 
 from data.mosaic import Mixup, Mosaic, build_transforms
 from data.transforms import Affine, DropSmall, Fit, Flip, Hsv, apply, flip_target, warp_boxes
+from recipes import Augment
 
 SIZE = 96, 128
 AFFINE = Affine(SIZE, scale=(0.6, 1.6), fill=0)
 
-
-@dataclass(frozen=True)
-class Augment:
-    mosaic: float = 1.0
-    mixup: float = 1.0
-    mosaic_scale: tuple = (0.5, 1.5)
-    mixup_scale: tuple = (0.5, 1.5)
-    degrees: float = 10.0
-    translate: float = 0.1
-    shear: float = 2.0
-    hsv: float = 1.0
-    flip: float = 0.5
-    fill: int = 114
-    min_box: float = 1.0
+AUGMENT = Augment(mosaic=1.0, mixup=1.0, mosaic_scale=(0.5, 1.5))
 
 
 def make_target(boxes, labels=None):
@@ -182,7 +170,7 @@ def test_small_boxes_go_and_a_sample_without_any_stays():
 def test_frames_of_a_clip_share_every_draw(seed):
     rng = np.random.default_rng(seed)
     still, other = painted(random_box(rng)), painted(random_box(rng))
-    transforms = build_transforms(Augment(), SIZE)
+    transforms = build_transforms(AUGMENT, SIZE)
     frames = apply(transforms, [still] * 3, rng, lambda: [other] * 3)
     for image, target in frames[1:]:
         assert np.array_equal(image, frames[0][0])
@@ -197,7 +185,7 @@ def test_inputs_are_never_written_to():
         image.flags.writeable = False
         for column in target.values():
             column.flags.writeable = False
-    transforms = build_transforms(Augment(), SIZE)
+    transforms = build_transforms(AUGMENT, SIZE)
     for frame in frames * 4:
         apply(transforms, [frame], rng, lambda: [frames[int(rng.integers(5))]])
 
@@ -214,6 +202,6 @@ def test_all_switched_off_only_fits():
 def test_images_without_objects_pass():
     empty = np.full((*SIZE, 3), 7, np.uint8), make_target([])
     rng = np.random.default_rng(0)
-    for augment in (Augment(), Augment(mosaic=0)):
+    for augment in (AUGMENT, replace(AUGMENT, mosaic=0)):
         [(image, target)] = apply(build_transforms(augment, SIZE), [empty], rng, lambda: [empty])
         assert image.shape == (*SIZE, 3) and target["boxes"].shape == (0, 4)

@@ -5,6 +5,7 @@ import difflib
 import importlib.metadata
 import io
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -98,6 +99,19 @@ def keep_arguments(args: Arguments, earlier: dict):
 def add_switch(group, name: str, text: str):
     """Adds `--name` and `--no_name`; None when neither is given."""
     group.add_argument(f"--{name}", f"--no_{name}", action=Switch, dest=name, help=text)
+
+
+def add_weight_flags(group, conf: float, nms: float | None = None):
+    """Adds --weight, --img_size, --conf and --nms, with these defaults (None: the recipe's)."""
+    group.add_argument("--weight", required=True, metavar="FILE", help="checkpoint, ours or public")
+    group.add_argument(
+        "--img_size", type=side, metavar="PX", help="side of the input (the model's)"
+    )
+    group.add_argument("--conf", type=float, default=conf, help=f"least score ({conf})")
+    shown = "the recipe's" if nms is None else nms
+    group.add_argument(
+        "--nms", type=float, default=nms, help=f"greatest IoU of two boxes ({shown})"
+    )
 
 
 def side(text: str) -> int:
@@ -260,6 +274,15 @@ def data_of_checkpoint(args: Arguments, trained: dict):
     for name in ("dataset", "root", "ann", "images", "classes", "voc_train"):
         if not was_given(args, name):
             setattr(args, name, trained[name])
+
+
+def python_command() -> str:
+    """How the user calls this interpreter: `python`, or its path where that is another one."""
+    found = shutil.which("python")
+    if found and os.path.abspath(found) == os.path.abspath(sys.executable):
+        return "python"
+    near = os.path.relpath(sys.executable)
+    return sys.executable if near.startswith("..") else near
 
 
 def package_versions() -> dict[str, str]:
