@@ -158,7 +158,7 @@ def _rank(rank, port, folder):
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
     )
     torch.set_num_threads(1)
-    recipe = small_recipe(accumulate=2)
+    recipe = replace(small_recipe(accumulate=2), batch_size=2)
     own = [halves(batch(seed))[rank] for seed in (1, 2, 3)]
     model = frozen_norms(build(recipe, seed=rank))  # rank 0's weights must win
     engine.fit(
@@ -248,7 +248,7 @@ def test_the_log_holds_the_mean_of_what_was_returned(tmp_path):
     record = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
     assert (record["step"], len(seen)) == (3, 5)
     for name in ("loss", "obj", "positives"):
-        mean = sum(float(losses[name]) for losses in seen) / 5
+        mean = sum(float(losses[name].detach()) for losses in seen) / 5
         assert record[name] == pytest.approx(mean, rel=1e-5)
     assert record["grad_norm"] > 0 and "divisor" not in record
 
