@@ -32,11 +32,20 @@ def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description=__doc__.split("\n\n")[0], epilog="See docs/performance.md.")
     parser.add_argument("-v", "--version", default="yolox-nano", help="model (yolox-nano)")
     parser.add_argument("--img_size", type=cli.side, default=416, metavar="PX", help="side (416)")
-    parser.add_argument("-bs", "--batch_size", type=int, default=8, metavar="N", help="images (8)")
     parser.add_argument(
-        "--boxes", type=int, nargs="+", default=[12], metavar="N", help="boxes an image (12)"
+        "-bs", "--batch_size", type=cli.whole(1), default=8, metavar="N", help="images (8)"
     )
-    parser.add_argument("--rounds", type=int, default=15, metavar="N", help="timed steps (15)")
+    parser.add_argument(
+        "--boxes",
+        type=cli.whole(0),
+        nargs="+",
+        default=[12],
+        metavar="N",
+        help="boxes an image (12)",
+    )
+    parser.add_argument(
+        "--rounds", type=cli.whole(1), default=15, metavar="N", help="timed steps (15)"
+    )
     parser.add_argument(
         "--peer", action="store_true", help="in turn with the package yolox, found by PYTHONPATH"
     )

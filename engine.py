@@ -40,6 +40,7 @@ class Position:
     update: int = 0
     best: float = -math.inf
     best_epoch: int = -1
+    loss: float = math.inf  # the newest that was recorded
 
 
 class Verdict:
@@ -242,6 +243,7 @@ def _record(trainer: Trainer, log: RunLog, lr: float, size: list[int]) -> dict:
     at = {"mode": "train", "epoch": trainer.position.epoch + 1, "step": trainer.position.update}
     values = {name: round(value / batches, 6) for name, value in means.items()}
     values["grad_norm"] = round(norm, 6) if math.isfinite(norm) else None  # float16's first steps
+    trainer.position.loss = values["loss"]
     log.record({**at, "lr": round(lr, 9), "size": size, **values})
     log.scalars(trainer.position.update, {"lr": lr, **values, "grad_norm": norm})
     return values
@@ -304,7 +306,7 @@ def train_one_epoch(trainer: Trainer, loader, weights: dict, *, log: RunLog, sto
                 values = _record(trainer, log, lr, list(images.shape[-2:]))
                 took = clock.lap(trainer.device)
                 log.timing({"epoch": position.epoch + 1, "step": position.update, **took})
-                bar.note(loss=values["loss"], lr=lr, images_per_s=took["images_per_second"])
+                bar.note(loss=values["loss"], lr=lr)
             if stop_wished or save_wished:
                 _check_unread(trainer, verdict, recent, lr)
                 save()
@@ -442,6 +444,7 @@ def _evaluate_and_keep(trainer, evaluation, folder, log, stop, extra):
             content = {"model": trainer.evaluated.state_dict(), "epoch": position.epoch + 1}
             checkpoint.save(folder / "best.pth", {**content, "metrics": numbers, **extra})
     log.say(
-        f"epoch {position.epoch + 1}: AP {numbers['AP']:.4f}, AP50 {numbers['AP50']:.4f}"
+        f"epoch {position.epoch + 1}: loss {position.loss:.4g}, AP {numbers['AP']:.4f}, "
+        f"AP50 {numbers['AP50']:.4f}"
         + (" (best so far)" if better else f" (best {position.best:.4f} at {position.best_epoch})")
     )

@@ -22,10 +22,14 @@ def parse_arguments() -> argparse.Namespace:
     basic = parser.add_argument_group("data (default: what the checkpoint was trained on)")
     cli.add_data_flags(basic, data.READERS)
     basic.add_argument("--split", default="val", choices=data.SPLITS, help="part of the set (val)")
-    basic.add_argument("--limit", type=int, metavar="N", help="only the first N images")
+    basic.add_argument("--limit", type=cli.whole(1), metavar="N", help="only the first N images")
     running = parser.add_argument_group("running")
-    running.add_argument("-bs", "--batch_size", type=int, default=8, metavar="N", help="images (8)")
-    running.add_argument("--num_workers", type=int, metavar="N", help="processes that read images")
+    running.add_argument(
+        "-bs", "--batch_size", type=cli.whole(1), default=8, metavar="N", help="images (8)"
+    )
+    running.add_argument(
+        "--num_workers", type=cli.whole(0), metavar="N", help="processes that read images"
+    )
     cli.add_device_flags(running)
     cli.add_debug_flag(running)
     return parser.parse_args()

@@ -20,7 +20,7 @@ def parse_arguments() -> argparse.Namespace:
     basic = parser.add_argument_group("data (default: what the checkpoint was trained on)")
     cli.add_data_flags(basic, data.READERS)
     basic.add_argument("--split", default="val", choices=data.SPLITS, help="part of the set (val)")
-    basic.add_argument("--limit", type=int, metavar="N", help="only the first N images")
+    basic.add_argument("--limit", type=cli.whole(1), metavar="N", help="only the first N images")
     output = parser.add_argument_group("pictures")
     output.add_argument(
         "--show", action="store_true", help="open a window; q ends, any key goes on"
@@ -51,6 +51,8 @@ def main():
     folder = args.save or (None if show else "pictures")
     if args.show and not show:
         say(f"no window can be opened here: the pictures are written to {folder}")
+    if show:
+        say("any key shows the next image, q ends")
     shown = 0
     for index in progress(range(len(records)), "drawing", len(records), shown=not show):
         image = read_image(records.path(index))

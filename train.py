@@ -43,7 +43,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description=__doc__.split("\n\n")[0], epilog="See docs/training.md.")
     basic = parser.add_argument_group("what to train on")
     cli.add_data_flags(basic, data.READERS, default="synthetic")
-    basic.add_argument("--limit", type=int, metavar="N", help="only the first N images (a trial)")
+    basic.add_argument(
+        "--limit", type=cli.whole(1), metavar="N", help="only the first N images (a trial)"
+    )
 
     names = ", ".join(recipes.RECIPES)
     model = parser.add_argument_group("model")
@@ -55,32 +57,41 @@ def parse_arguments() -> argparse.Namespace:
     training.add_argument(
         "--img_size", type=cli.side, metavar="PX", help="side of the square input"
     )
-    training.add_argument("-bs", "--batch_size", type=int, metavar="N", help="images per process")
-    training.add_argument("--accumulate", type=int, metavar="N", help="batches per update")
-    training.add_argument("--epochs", type=int, metavar="N", help="epochs in all")
     training.add_argument(
-        "--plain_epochs", type=int, metavar="N", help="how many of them end the run un-augmented"
+        "-bs", "--batch_size", type=cli.whole(1), metavar="N", help="images per process"
+    )
+    training.add_argument("--accumulate", type=cli.whole(1), metavar="N", help="batches per update")
+    training.add_argument("--epochs", type=cli.whole(1), metavar="N", help="epochs in all")
+    training.add_argument(
+        "--plain_epochs",
+        type=cli.whole(0),
+        metavar="N",
+        help="how many of them end the run un-augmented",
     )
     training.add_argument("--optimizer", choices=("sgd", "adamw"), help="sgd or adamw")
-    training.add_argument("--lr", type=float, help="learning rate at the recipe's base batch")
-    training.add_argument("--warmup", type=float, metavar="EPOCHS", help="epochs of warm-up")
+    training.add_argument("--lr", type=cli.real(0), help="learning rate at the recipe's base batch")
+    training.add_argument("--warmup", type=cli.real(0), metavar="EPOCHS", help="epochs of warm-up")
     training.add_argument(
-        "--grad_clip", type=float, metavar="NORM", help="0: gradients not clipped"
+        "--grad_clip", type=cli.real(0), metavar="NORM", help="0: gradients not clipped"
     )
     cli.add_switch(training, "amp", "mixed precision (where the processor computes in it)")
     cli.add_switch(training, "ema", "moving average of the weights")
-    training.add_argument("--seed", type=int, help="same seed, same training")
-    training.add_argument("--eval_epoch", type=int, metavar="N", help="evaluate every N epochs")
+    training.add_argument("--seed", type=cli.whole(0), help="same seed, same training")
+    training.add_argument(
+        "--eval_epoch", type=cli.whole(1), metavar="N", help="evaluate every N epochs"
+    )
     training.add_argument(
         "--patience",
-        type=int,
+        type=cli.whole(0),
         metavar="N",
         help="end after N epochs without a better AP (0: never)",
     )
 
     running = parser.add_argument_group("running")
     cli.add_device_flags(running)
-    running.add_argument("--num_workers", type=int, metavar="N", help="processes that read images")
+    running.add_argument(
+        "--num_workers", type=cli.whole(0), metavar="N", help="processes that read images"
+    )
     running.add_argument("--cache", action="store_true", help="keep all decoded images in memory")
     running.add_argument(
         "--resume", nargs="?", const="", metavar="RUN", help="go on: a run's folder (newest)"
@@ -106,6 +117,10 @@ def named_recipe(args: argparse.Namespace) -> recipes.Recipe:
     version = args.version or "yolox-s"
     if version not in recipes.RECIPES:
         raise UserError(cli.unknown("model", version, recipes.RECIPES))
+    if args.weight and not args.backbone:
+        held = models.recipe_of(args.weight)["version"]
+        if held != version:
+            raise UserError(f"{args.weight} holds {held}, not {version}; leave -v out")
     return recipes.RECIPES[version]
 
 
@@ -180,8 +195,6 @@ def resume_recipe(args: argparse.Namespace, saved: dict, folder: Path) -> recipe
         recipe = replace(recipe, lr=args.lr)
     if args.patience is not None:
         recipe = replace(recipe, patience=args.patience)
-    if args.epochs and args.epochs != total or args.lr:
-        print(f"schedule recomputed: {recipes.total_epochs(recipe)} epochs, lr {recipe.lr:g}")
     return recipe
 
 
@@ -291,7 +304,11 @@ def start(args: argparse.Namespace) -> tuple[Path, recipes.Recipe, dict | None, 
         folder, saved = dist.from_main(lambda: find_run(args))
         recipe = resume_recipe(args, saved, folder)
         cli.keep_arguments(args, saved["arguments"])
-        return folder, recipe, saved, [read_set(args, split) for split in SPLITS], []
+        said = []
+        if args.given & {"epochs", "lr"}:
+            epochs = recipes.total_epochs(recipe)
+            said = [f"schedule recomputed: {epochs} epochs, lr {recipe.lr:g} at the base batch"]
+        return folder, recipe, saved, [read_set(args, split) for split in SPLITS], said
     recipe, given = choose_recipe(args)
     sets = [read_set(args, split) for split in SPLITS]
     steps = max(1, len(sets[0]) // (recipe.batch_size * dist.world_size()))
@@ -313,9 +330,10 @@ def train(args: argparse.Namespace, device: torch.device) -> int:
         f"train: {train_set.summary()}",
         f"val: {val_set.summary()}",
         f"model: {recipe.version} at {recipe.img_size}",
-        *said,
     ):
         tell(line)
+    for sentence in said:
+        log.say(sentence)
     extra = {
         "recipe": recipes.as_dict(recipe),
         "classes": list(train_set.classes),
@@ -348,10 +366,10 @@ def train(args: argparse.Namespace, device: torch.device) -> int:
                 extra=extra,
             )
         report(folder, recipe, val_set, evaluation, device, log)
-    except Interrupted as interrupted:
+    except (Interrupted, KeyboardInterrupt) as interrupted:
         python = cli.python_command()
         log.show(f"stopped and saved; go on with: {python} train.py --resume {folder}")
-        return interrupted.exit_code
+        return interrupted.exit_code if isinstance(interrupted, Interrupted) else 130
     finally:
         for each in (*loaders, loader):
             each.close()
@@ -375,7 +393,10 @@ def report(folder: Path, recipe, val_set, evaluation, device: torch.device, log:
         vis.save(folder / "detections" / Path(val_set.files[index]).with_suffix(".jpg"), picture)
     curves = plot.curves(folder)
     log.write("metrics.json", json.dumps(evaluator.compute(), indent=1) + "\n")
-    log.say(f"\nbest of {folder} on {len(val_set)} images:\n{evaluator.table()}")
+    log.say(
+        f"\nbest of {folder} on {len(val_set)} images, from confidence {PUBLISHED_CONF} on:\n"
+        f"{evaluator.table()}"
+    )
     for note in evaluator.compute()["notes"]:
         log.say(f"note: {note}")
     log.say(f"curves:   {curves or 'not drawn: pip install matplotlib'}")

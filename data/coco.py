@@ -54,7 +54,13 @@ def _find(root, split):
             tried.append(folder / "_annotations.coco.json")
             if tried[-1].is_file():
                 return base, tried[-1], [folder], used
-    raise UserError(f"coco: no {split} annotations below --root {root}; looked for {tried[0]}")
+    if not root.is_dir():
+        raise UserError(f"coco: there is no folder {root}; see --root")
+    raise UserError(
+        f"coco: no {split} annotations below --root {root}; looked for "
+        f"{', '.join(str(path.relative_to(root)) for path in tried[:3])} and the same in coco/; "
+        "name a file with --ann FILE --images DIR, or see docs/data.md"
+    )
 
 
 def _folders_near(root, annotation, split):

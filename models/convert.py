@@ -150,7 +150,7 @@ def main():
         }
         checkpoint.save(args.output, content)
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     print(f"{args.output}: {found.recipe['version']}, {len(found.classes)} classes")
 

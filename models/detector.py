@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from models.layers import Pixels
 from utils import boxes as box_ops
+from utils.errors import UserError
 from utils.image import fit
 
 BEFORE_NMS = 3000  # most detections of an image that NMS looks at, best first
@@ -93,6 +94,11 @@ class Detector(nn.Module):
     @torch.inference_mode()
     def detect(self, image: np.ndarray) -> dict:
         """The detections in one BGR image [H, W, 3], in its own pixels. Call `eval()` before."""
+        if not isinstance(image, np.ndarray) or image.ndim != 3:
+            raise UserError(
+                f"detect takes an image as cv2.imread returns it, [H, W, 3], not {type(image)}; "
+                "imread returns None for a file that it cannot read"
+            )
         fitted, ratio = fit(image, self.input_hw)
         canvas = np.zeros((*self.input_hw, 3), np.uint8)
         canvas[: fitted.shape[0], : fitted.shape[1]] = fitted

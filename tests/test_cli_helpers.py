@@ -186,7 +186,7 @@ def test_data_of_a_checkpoint():
     args = parse("-d", "coco")
     cli.data_of_checkpoint(args, trained)
     assert (args.dataset, args.root, args.classes) == ("coco", "datasets", None)
-    with pytest.raises(UserError, match="-d NAME"):
+    with pytest.raises(UserError, match="-d voc --root DIR"):
         cli.data_of_checkpoint(parse(), {})
 
 

@@ -115,7 +115,7 @@ def test_warmup_is_capped_in_short_runs():
 def test_scaled_lr():
     assert optim.scaled_lr(0.01, 64, 64)[0] == 0.01
     lr, text = optim.scaled_lr(0.01, 64, 8)
-    assert lr == 0.00125 and text == "lr 0.00125 = 0.01 x 8 / 64 images per update"
+    assert lr == 0.00125 and text == "lr 0.00125 = 0.01 x 8 / 64, by images per update"
     lr, text = optim.scaled_lr(0.001, 64, 16, "adamw")
     assert lr == pytest.approx(0.0005) and "sqrt(16 / 64)" in text
 

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import importlib.metadata
 import io
+import math
 import os
 import shutil
 import sys
@@ -107,10 +108,10 @@ def add_weight_flags(group, conf: float, nms: float | None = None):
     group.add_argument(
         "--img_size", type=side, metavar="PX", help="side of the input (the model's)"
     )
-    group.add_argument("--conf", type=float, default=conf, help=f"least score ({conf})")
+    group.add_argument("--conf", type=real(0, 1), default=conf, help=f"least score ({conf})")
     shown = "the recipe's" if nms is None else nms
     group.add_argument(
-        "--nms", type=float, default=nms, help=f"greatest IoU of two boxes ({shown})"
+        "--nms", type=real(0, 1), default=nms, help=f"greatest IoU of two boxes ({shown})"
     )
 
 
@@ -119,6 +120,33 @@ def side(text: str) -> int:
     if not text.isdigit() or int(text) == 0 or int(text) % 32:
         raise argparse.ArgumentTypeError(f"{text} is not a multiple of 32")
     return int(text)
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """The type of a flag: a whole number of at least `least`."""
+
+    def parse(text: str) -> int:
+        if not text.lstrip("-").isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number of {least} or more")
+        return int(text)
+
+    return parse
+
+
+def real(least: float, most: float = math.inf) -> Callable[[str], float]:
+    """The type of a flag: a number from `least` to `most`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most:
+            limits = f"of {least:g} or more" if most == math.inf else f"from {least:g} to {most:g}"
+            raise argparse.ArgumentTypeError(f"{text} is not a number {limits}")
+        return value
+
+    return parse
 
 
 def add_data_flags(group, kinds: Iterable[str], default: str | None = None):
@@ -270,7 +298,10 @@ def data_of_checkpoint(args: Arguments, trained: dict):
     if was_given(args, "dataset"):
         return
     if "dataset" not in trained:
-        raise UserError("-d NAME: this checkpoint does not say what data it belongs to")
+        raise UserError(
+            "this checkpoint does not say what data it belongs to; name them, as in -d voc --root "
+            "DIR or -d coco --ann FILE --images DIR"
+        )
     for name in ("dataset", "root", "ann", "images", "classes", "voc_train"):
         if not was_given(args, name):
             setattr(args, name, trained[name])

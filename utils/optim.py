@@ -91,6 +91,9 @@ def scaled_lr(lr: float, base_batch: int, batch: int, optimizer: str = "sgd") ->
     """
     if optimizer == "adamw":
         scaled = lr * math.sqrt(batch / base_batch)
-        return scaled, f"lr {scaled:g} = {lr:g} x sqrt({batch} / {base_batch}) images per update"
+        return (
+            scaled,
+            f"lr {scaled:g} = {lr:g} x sqrt({batch} / {base_batch}), by images per update",
+        )
     scaled = lr * batch / base_batch
-    return scaled, f"lr {scaled:g} = {lr:g} x {batch} / {base_batch} images per update"
+    return scaled, f"lr {scaled:g} = {lr:g} x {batch} / {base_batch}, by images per update"
