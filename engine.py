@@ -184,8 +184,7 @@ class Trainer:
     def prepare_update(self) -> float:
         """Sets what the schedule says of the update that comes next; returns the learning rate."""
         for norm, momentum in self.norms:
-            # Running statistics start as plain means: with a momentum of 0.03 their untrained
-            # values would spoil evaluations for hundreds of updates, all that a short run has.
+            # Running statistics start as plain means: their untrained values are gone at once.
             norm.momentum = max(momentum, 1 / (self.position.update + 1))
         lr = optim.lr_at(self.position.update, **self.schedule)
         for group in self.optimizer.param_groups:
