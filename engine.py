@@ -106,7 +106,6 @@ class Trainer:
         self.recipe, self.device = recipe, device
         self.dtype = amp_dtype(device, amp)
         self.wide = torch.float32 if device.type == "mps" else torch.float64  # which MPS has not
-        self.per_epoch = per_epoch  # batches of each epoch
         updates = [math.ceil(batches / recipe.accumulate) for batches in per_epoch]
         total = sum(updates)
         batch = recipe.batch_size * recipe.accumulate * dist.world_size()
@@ -114,9 +113,7 @@ class Trainer:
         self.schedule = {
             "base": lr,
             "total": total,
-            "warmup": optim.cap_warmup(
-                round(recipe.warmup * sum(updates) / len(updates)), sum(updates)
-            ),
+            "warmup": optim.cap_warmup(round(recipe.warmup * total / len(updates)), total),
             "plain": round(total * FLAT_SHARE),
             "min_ratio": recipe.min_lr,
         }

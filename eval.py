@@ -21,8 +21,7 @@ def parse_arguments() -> argparse.Namespace:
     cli.add_weight_flags(parser.add_argument_group("model"), conf=0.001)
     basic = parser.add_argument_group("data (default: what the checkpoint was trained on)")
     cli.add_data_flags(basic, data.READERS)
-    basic.add_argument("--split", default="val", choices=data.SPLITS, help="part of the set (val)")
-    basic.add_argument("--limit", type=cli.whole(1), metavar="N", help="only the first N images")
+    cli.add_split_flags(basic, data.SPLITS)
     running = parser.add_argument_group("running")
     running.add_argument(
         "-bs", "--batch_size", type=cli.whole(1), default=8, metavar="N", help="images (8)"

@@ -19,8 +19,7 @@ def parse_arguments() -> argparse.Namespace:
     cli.add_weight_flags(parser.add_argument_group("model"), conf=0.3, nms=0.45)
     basic = parser.add_argument_group("data (default: what the checkpoint was trained on)")
     cli.add_data_flags(basic, data.READERS)
-    basic.add_argument("--split", default="val", choices=data.SPLITS, help="part of the set (val)")
-    basic.add_argument("--limit", type=cli.whole(1), metavar="N", help="only the first N images")
+    cli.add_split_flags(basic, data.SPLITS)
     output = parser.add_argument_group("pictures")
     output.add_argument(
         "--show", action="store_true", help="open a window; q ends, any key goes on"

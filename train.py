@@ -245,33 +245,21 @@ def read_set(args: argparse.Namespace, split: str):
     return records
 
 
-def stage_loader(stage: recipes.Stage, recipe: recipes.Recipe, records, args, device):
-    """The batches of one stage."""
-    low, high = recipe.multi_scale
-    sides = range(low, high + 1, 32) if high else [recipe.img_size]
+def loader_of(records, recipe: recipes.Recipe, args, device, stage: recipes.Stage | None = None):
+    """The batches of a training stage, or without one those of an evaluation."""
+    training = {}
+    if stage:
+        low, high = recipe.multi_scale
+        sides = range(low, high + 1, 32) if high else [recipe.img_size]
+        training = {
+            "augment": stage.augment,
+            "clip": data.Window(stage.clip.length, stage.clip.interval),
+            "train_difficult": recipe.train_difficult,
+            "scales": [(side, side) for side in sides],
+        }
     return data.build_loader(
         records,
-        train=True,
-        size_hw=(recipe.img_size, recipe.img_size),
-        batch_size=recipe.batch_size,
-        num_workers=cli.worker_count(args.num_workers, device),
-        seed=recipe.seed,
-        augment=stage.augment,
-        clip=data.Window(stage.clip.length, stage.clip.interval),
-        train_difficult=recipe.train_difficult,
-        scales=[(side, side) for side in sides],
-        rank=dist.rank(),
-        world=dist.world_size(),
-        cache_all=args.cache,
-        pin=device.type == "cuda",
-    )
-
-
-def evaluation_loader(recipe: recipes.Recipe, records, args, device):
-    """The batches of the validation images, fitted as those of the plain stage."""
-    return data.build_loader(
-        records,
-        train=False,
+        train=stage is not None,
         size_hw=(recipe.img_size, recipe.img_size),
         batch_size=recipe.batch_size,
         num_workers=cli.worker_count(args.num_workers, device),
@@ -280,6 +268,7 @@ def evaluation_loader(recipe: recipes.Recipe, records, args, device):
         world=dist.world_size(),
         cache_all=args.cache,
         pin=device.type == "cuda",
+        **training,
     )
 
 
@@ -342,8 +331,8 @@ def train(args: argparse.Namespace, device: torch.device) -> int:
     log.write("args.json", json.dumps(extra, indent=1) + "\n")
     log.write("env.txt", environment())
     model = initial_model(recipe, train_set.classes, None if saved else args.weight, log)
-    loaders = [stage_loader(stage, recipe, train_set, args, device) for stage in recipe.stages]
-    loader = evaluation_loader(recipe, val_set, args, device)
+    loaders = [loader_of(train_set, recipe, args, device, stage) for stage in recipe.stages]
+    loader = loader_of(val_set, recipe, args, device)
 
     def evaluation(candidate, stop=None) -> Evaluator:
         evaluator = Evaluator(val_set.ground_truth(), val_set.classes, val_set.category_ids)

@@ -286,6 +286,12 @@ def worker_count(asked: int | None, device: torch.device) -> int:
     return max(1, min(8, cores if device.type == "cuda" else cores // 4))
 
 
+def add_split_flags(group, splits: tuple[str, ...]):
+    """Adds --split and --limit, for commands that look at one part of a set."""
+    group.add_argument("--split", default="val", choices=splits, help="part of the set (val)")
+    group.add_argument("--limit", type=whole(1), metavar="N", help="only the first N images")
+
+
 def of_split(values: list[str] | None, split: str) -> str | None:
     """Of the one or two values of --ann or --images: the first trains, the last evaluates."""
     if values and len(values) > 2:
