@@ -41,16 +41,9 @@ def main():
     dist.init(device)
     model = models.load(args.weight, conf=args.conf, nms=args.nms, img_size=args.img_size)
     model.to(device)
-    records = data.read(
-        args.dataset,
-        args.root,
-        args.split,
-        classes=args.classes or model.classes,
-        annotation=cli.of_split(args.ann, args.split),
-        images=cli.of_split(args.images, args.split),
-        years=args.voc_train,
-        limit=args.limit,
-    )
+    options = cli.reader_options(args, args.split)
+    options["classes"] = options["classes"] or model.classes
+    records = data.read(args.dataset, args.root, args.split, **options)
     if len(records.classes) != len(model.classes):
         raise UserError(
             f"the set has {len(records.classes)} classes ({', '.join(records.classes[:5])} ...), "

@@ -36,16 +36,8 @@ def main():
     device = cli.pick_device(args)
     model = models.load(args.weight, conf=args.conf, nms=args.nms, img_size=args.img_size)
     model.to(device)
-    records = data.read(
-        args.dataset,
-        args.root,
-        args.split,
-        classes=args.classes,
-        annotation=cli.of_split(args.ann, args.split),
-        images=cli.of_split(args.images, args.split),
-        years=args.voc_train,
-        limit=args.limit,
-    )
+    options = cli.reader_options(args, args.split)
+    records = data.read(args.dataset, args.root, args.split, **options)
     show = args.show and vis.can_show()
     folder = args.save or (None if show else "pictures")
     if args.show and not show:

@@ -231,16 +231,7 @@ def environment() -> str:
 
 def read_set(args: argparse.Namespace, split: str):
     """The records of one split, every file of it checked."""
-    records = data.read(
-        args.dataset,
-        args.root,
-        split,
-        classes=args.classes,
-        annotation=cli.of_split(args.ann, split),
-        images=cli.of_split(args.images, split),
-        years=args.voc_train,
-        limit=args.limit,
-    )
+    records = data.read(args.dataset, args.root, split, **cli.reader_options(args, split))
     data.check_files(records)
     return records
 

@@ -11,7 +11,12 @@ from utils.errors import UserError
 
 __all__ = ["READERS", "SPLITS", "Window", "build_loader", "check_files", "read"]
 
-READERS = {"coco": coco.read, "voc": voc.read, "synthetic": synthetic.read}
+READERS = {
+    "coco": coco.read,
+    "voc": voc.read,
+    "synthetic": synthetic.read,
+    "synthetic-tiny": synthetic.read_tiny,
+}
 SPLITS = ("train", "val", "test")
 
 

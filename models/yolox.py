@@ -159,6 +159,8 @@ class YOLOX(Detector):
             **{name: term.detach() for name, term in terms.items()},
             "divisor": positives,
             "positives": positives,
+            # Positives whose prediction misses their box: where the plain IoU loss has no gradient.
+            "disjoint": ((match.iou <= 0) & match.valid).sum() / positives.clamp(min=1),
             "per_object": positives / objects.clamp(min=1),
         }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("cuda_ops", "data", "docs", "models", "tests", "utils")
+FOLDERS = ("benchmarks", "cuda_ops", "data", "docs", "models", "tests", "utils")
 ENTRIES = ("train", "eval", "test", "demo", "pretrain", "export", "benchmark")
 BANNED_NAMES = ("misc", "helpers", "common", "tools", "base_utils")
 MAY_PRINT = ("utils/log.py", "cuda_ops/setup.py")  # and tests, and what is run as a command
@@ -15,7 +15,11 @@ MAX_LINES = 500
 
 # What each room may import of the others; entry scripts may import one another.
 ARROWS = {
-    **{name: {"engine", "recipes", "models", "data", "utils", *ENTRIES} for name in ENTRIES},
+    **{
+        name: {"engine", "recipes", "models", "data", "utils", "benchmarks", *ENTRIES}
+        for name in ENTRIES
+    },
+    "benchmarks": {"engine", "recipes", "models", "data", "utils", "benchmarks"},
     "docs": {"engine", "recipes", "models", "data", "utils"},
     "engine": {"utils"},
     "recipes": set(),

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -261,18 +262,20 @@ def test_unknown_format():
         data.read("cocoo", ".", "train")
 
 
-def test_synthetic(tmp_path, monkeypatch):
-    monkeypatch.setattr(synthetic, "COUNTS", {"train": 12, "val": 3})
-    records = data.read("synthetic", tmp_path, "train")
-    assert len(records) == 12 and records.classes == synthetic.CLASSES
+@pytest.mark.parametrize("name, scene", [("synthetic", "SYNTHETIC"), ("synthetic-tiny", "TINY")])
+def test_synthetic(tmp_path, monkeypatch, name, scene):
+    few = replace(getattr(synthetic, scene), counts=(("train", 12), ("val", 3)))
+    monkeypatch.setattr(synthetic, scene, few)
+    records = data.read(name, tmp_path, "train")
+    assert len(records) == 12 and records.classes == few.classes
     sides = records.boxes[:, 2:] - records.boxes[:, :2]
-    assert len(sides) > 20 and sides.min() >= 4 and sides.max() <= synthetic.SIDES[1] + 2
+    assert len(sides) > 20 and sides.min() >= 2 and sides.max() <= few.sides[1] + 2
     assert not records.notes and not list(tmp_path.glob(".synthetic*"))
     before = [records.path(i).read_bytes() for i in range(12)]
-    assert len(data.read("synthetic", tmp_path, "test")) == 3
-    again = data.read("synthetic", tmp_path / "again", "train")
+    assert len(data.read(name, tmp_path, "test")) == 3
+    again = data.read(name, tmp_path / "again", "train")
     assert before == [again.path(i).read_bytes() for i in range(12)]
-    synthetic._write_set(tmp_path / "synthetic")  # as a slower process would
+    synthetic._write_set(tmp_path / name, few)  # as a slower process would
     assert not list(tmp_path.glob(".synthetic*"))
 
 

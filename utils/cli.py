@@ -299,6 +299,17 @@ def of_split(values: list[str] | None, split: str) -> str | None:
     return values and values[0 if split == "train" else -1]
 
 
+def reader_options(args: Arguments, split: str) -> dict:
+    """What `data.read` is told of one part of the set that the data flags name."""
+    return {
+        "classes": args.classes,
+        "annotation": of_split(args.ann, split),
+        "images": of_split(args.images, split),
+        "years": args.voc_train,
+        "limit": args.limit,
+    }
+
+
 def data_of_checkpoint(args: Arguments, trained: dict):
     """Without -d, the data set that a checkpoint was trained on."""
     if was_given(args, "dataset"):
