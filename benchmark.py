@@ -2,18 +2,26 @@
 
     python benchmark.py PART --help
 
-Each part says in its own help what it measures and how.
+Each part says in its own help what it measures and how. `--flops` is the part flops.
 """
 
 import argparse
 import sys
 
-from benchmarks import step
+from benchmarks import evaluation, flops, inference, loading, memory, step, video
 from utils import cli
 from utils.errors import UserError
 from utils.log import say
 
-PARTS = {"step": step}
+PARTS = {
+    "step": step,
+    "inference": inference,
+    "flops": flops,
+    "loading": loading,
+    "evaluation": evaluation,
+    "memory": memory,
+    "video": video,
+}
 
 
 def parse_arguments(part: str, argv: list[str]) -> argparse.Namespace:
@@ -35,6 +43,7 @@ def main():
         for name, module in PARTS.items():
             say(f"  {name:12s} {module.__doc__.splitlines()[0]}")
         return
+    part = part.removeprefix("--")
     if part not in PARTS:
         raise UserError(cli.unknown("part", part, PARTS))
     PARTS[part].run(parse_arguments(part, argv))

@@ -23,7 +23,8 @@ from utils import checkpoint, dist, optim
 from utils.ema import Ema
 from utils.errors import DataError, UserError
 from utils.interrupt import Interrupted, StopFlag
-from utils.log import RunLog
+from utils.log import RunLog, progress
+from utils.precision import cpu_computes_bf16
 from utils.stopwatch import Stopwatch
 
 LOG_EVERY = 10  # updates between two records
@@ -78,13 +79,9 @@ def amp_dtype(device: torch.device, wanted: bool | None) -> torch.dtype | None:
         return None
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
-    if device.type == "cpu" and (wanted or _cpu_computes_bf16()):
+    if device.type == "cpu" and (wanted or cpu_computes_bf16()):
         return torch.bfloat16
     return None
-
-
-def _cpu_computes_bf16() -> bool:
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _moved(value, device: torch.device):
@@ -345,7 +342,8 @@ def _memory_errors(recipe):
 def evaluate(model: nn.Module, loader, evaluator, *, device, stop: StopFlag | None = None):
     """The evaluator, with the detections of `model` on the loader's images, over all ranks."""
     model.eval()
-    for images, targets in loader.batches(0):
+    batches = progress(loader.batches(0), "evaluating", loader.per_epoch, shown=dist.is_main())
+    for images, targets in batches:
         sizes = targets["size"].to(device, non_blocking=True)
         detections = model.predict(images.to(device, non_blocking=True), sizes)
         for found, ratio in zip(detections, targets["ratio"].tolist(), strict=True):

@@ -1,61 +1,112 @@
 """Draw a detector's boxes on the images of a data set.
 
 python test.py --weight runs/synthetic/yolox-nano/1/best.pth --show
-python test.py -d voc --root PATH --weight yolox_s.pth --save pictures
+python test.py -d voc --root PATH --weight yolox_s.pth --with_gt --save drawn
 """
 
 import argparse
-from pathlib import Path
+from collections import Counter
+
+import numpy as np
 
 import data
 import models
-from utils import cli, vis
-from utils.image import read_image
-from utils.log import progress, say
+from models import tiles
+from utils import cli, gallery, output, vis
+from utils.errors import UserError
+from utils.log import say
+from utils.results import Results
+from utils.verdicts import judge
+from utils.window import Window
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = cli.Parser(description=__doc__.split("\n\n")[0], epilog="See docs/data.md.")
-    cli.add_weight_flags(parser.add_argument_group("model"), conf=0.3, nms=0.45)
+    parser = cli.Parser(
+        description=__doc__.split("\n\n")[0], epilog="See docs/demo.md and docs/data.md."
+    )
+    model = parser.add_argument_group("model")
+    cli.add_weight_flags(model, conf=0.3, nms=0.45)
+    for name in ("--min_size", "--max_size"):
+        model.add_argument(
+            name, type=cli.whole(32), metavar="PX", help="side of a model without a square input"
+        )
     basic = parser.add_argument_group("data (default: what the checkpoint was trained on)")
     cli.add_data_flags(basic, data.READERS)
     cli.add_split_flags(basic, data.SPLITS)
-    output = parser.add_argument_group("pictures")
-    output.add_argument(
-        "--show", action="store_true", help="open a window; q ends, any key goes on"
+    pictures = parser.add_argument_group("pictures")
+    output.add_flags(pictures)
+    pictures.add_argument(
+        "--with_gt",
+        action="store_true",
+        help="draw the annotated objects too, and colour the boxes by right and wrong",
     )
-    output.add_argument("--save", metavar="DIR", help="write them here (pictures, without --show)")
-    cli.add_device_flags(output)
-    cli.add_debug_flag(output)
+    cli.add_device_flags(pictures)
+    cli.add_debug_flag(pictures)
     return parser.parse_args()
+
+
+def check_size_flags(args: argparse.Namespace, model):
+    """--min_size and --max_size are for models that keep the shape of an image."""
+    if args.min_size or args.max_size:
+        raise UserError(
+            f"--min_size and --max_size: {type(model).__name__} takes square inputs; give its side "
+            f"with --img_size (now {model.input_hw[0]})"
+        )
+
+
+def joined(known: tuple[str, ...], annotated: tuple[str, ...]) -> tuple[tuple, np.ndarray]:
+    """The model's class names with the data set's others after them; the number in it of each of
+    the data set's classes."""
+    names = (*known, *(name for name in annotated if name not in known))
+    return names, np.array([names.index(name) for name in annotated])
 
 
 def main():
     args = parse_arguments()
-    cli.data_of_checkpoint(args, models.arguments_of(args.weight))
+    opened = models.read(args.weight)
+    cli.data_of_checkpoint(args, opened.arguments)
     device = cli.pick_device(args)
-    model = models.load(args.weight, conf=args.conf, nms=args.nms, img_size=args.img_size)
-    model.to(device)
+    out = output.Output(args)
+    conf = out.least_score(args.conf)
+    model = opened.build(conf=conf, nms=args.nms, img_size=args.img_size)
+    check_size_flags(args, model)
     options = cli.reader_options(args, args.split)
     records = data.read(args.dataset, args.root, args.split, **options)
-    show = args.show and vis.can_show()
-    folder = args.save or (None if show else "pictures")
-    if args.show and not show:
-        say(f"no window can be opened here: the pictures are written to {folder}")
-    if show:
-        say("any key shows the next image, q ends")
-    shown = 0
-    for index in progress(range(len(records)), "drawing", len(records), shown=not show):
-        image = read_image(records.path(index))
-        picture = vis.draw(image, model.detect(image), model.classes)
-        shown += 1
-        if folder:
-            vis.save(Path(folder) / Path(records.files[index]).with_suffix(".jpg"), picture)
-        if show and vis.show(records.files[index], picture) in (ord("q"), 27):
-            break
-    say(f"{shown} images of {records.summary()}")
-    if folder:
-        say(f"pictures: {folder}")
+    say(records.summary())
+    names, numbers = joined(model.classes, records.classes)
+    if args.with_gt and len(names) > len(model.classes):
+        unknown = ", ".join(names[len(model.classes) :])
+        say(f"warning: classes that the model does not know, and can only miss: {unknown}")
+    model = models.optimize(model.to(device), half=args.half)
+    counts = {}  # of verdicts, by picture, when it was first drawn
+
+    def paint(index, image, found):
+        if not args.with_gt:
+            return vis.draw(image, found, model.classes, threshold=0.0)
+        truth = records.boxes_of(index)
+        truth["labels"] = numbers[truth["labels"]]
+        judged = judge(found, truth)
+        counts.setdefault(index, judged.counts())
+        return vis.draw_verdicts(image, found, truth, judged, names)
+
+    with Results(model.classes, out.folder, args.save_txt, args.save_json) as results:
+        detect = tiles.finder(model, args.slice, args.overlap)
+        pictures = gallery.Gallery(
+            records.files, records.path, detect, paint, results, threshold=args.conf
+        )
+        if out.shown:
+            say(gallery.KEYS)
+            with Window() as window:
+                pictures.show(window, out.folder, out.written)
+        else:
+            pictures.write(out.folder)
+    if not results.pictures:
+        raise UserError(f"no image of the set can be read\n{results.summary()}")
+    say(results.summary(rates=not out.shown))
+    if args.with_gt:
+        total = sum(counts.values(), Counter())
+        say("detections: " + ", ".join(f"{total[name]} {name}" for name in vis.VERDICTS))
+    out.report()
 
 
 if __name__ == "__main__":

@@ -22,12 +22,12 @@ import data
 import engine
 import models
 import recipes
-from utils import checkpoint, cli, dist, plot, vis
+from utils import checkpoint, cli, dist, plot, run_folder, vis, vis_targets
 from utils.errors import UserError
 from utils.evaluator import Evaluator
 from utils.image import read_image
 from utils.interrupt import Interrupted
-from utils.log import RunLog
+from utils.log import RunLog, say
 
 PUBLISHED_CONF = 0.001  # least score in the numbers that papers print
 SPLITS = ("train", "val")
@@ -99,6 +99,11 @@ def parse_arguments() -> argparse.Namespace:
     running.add_argument(
         "--save_folder", default="runs", metavar="DIR", help="parent of the runs (runs)"
     )
+    running.add_argument(
+        "--vis_targets",
+        action="store_true",
+        help="draw and count what the matcher chooses in the first samples; no training",
+    )
     running.add_argument("--tfboard", action="store_true", help="TensorBoard files beside the log")
     cli.add_debug_flag(running)
     for family, options in recipes.OPTIONS.items():
@@ -109,7 +114,7 @@ def parse_arguments() -> argparse.Namespace:
 def named_recipe(args: argparse.Namespace) -> recipes.Recipe:
     """The recipe of -v, else of the checkpoint (with its backbone and options), else yolox-s."""
     if args.version is None and args.weight:
-        found = models.recipe_of(args.weight)
+        found = models.read(args.weight).recipe
         # A model's own recipe may be of any length and size: the named one's schedule is kept.
         plain = recipes.RECIPES.get(found["version"], recipes.RECIPES["yolox-s"])
         changes = {name: found[name] for name in ("version", "detector", "backbone", "img_size")}
@@ -118,7 +123,7 @@ def named_recipe(args: argparse.Namespace) -> recipes.Recipe:
     if version not in recipes.RECIPES:
         raise UserError(cli.unknown("model", version, recipes.RECIPES))
     if args.weight and not args.backbone:
-        held = models.recipe_of(args.weight)["version"]
+        held = models.read(args.weight).recipe["version"]
         if held != version:
             raise UserError(f"{args.weight} holds {held}, not {version}; leave -v out")
     return recipes.RECIPES[version]
@@ -156,34 +161,13 @@ def choose_recipe(args: argparse.Namespace) -> tuple[recipes.Recipe, frozenset[s
     return recipe, frozenset(changes)
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether a run has come to its very end: its report's last file is there."""
-    return (folder / "metrics.json").exists()
-
-
-def find_run(args: argparse.Namespace) -> tuple[Path, dict]:
-    """(folder, checkpoint) of the run to go on with: the named one, or the newest unfinished."""
-    if args.resume:
-        path = Path(args.resume)
-        last = path if path.suffix == ".pth" else path / "last.pth"
-        return last.parent, checkpoint.read(last)
-    found = sorted(Path(args.save_folder).glob("*/*/*/last.pth"), key=lambda p: -p.stat().st_mtime)
-    for last in found:
-        if not is_finished(last.parent):
-            return last.parent, checkpoint.read(last)
-    raise UserError(
-        f"--resume: no unfinished run below {args.save_folder}; name a run's folder to go on with "
-        "a finished one, as in --resume runs/voc/yolox-s/3 --epochs 50"
-    )
-
-
 def resume_recipe(args: argparse.Namespace, saved: dict, folder: Path) -> recipes.Recipe:
     """The run's recipe, with --epochs and --lr if they are given; other changes are refused."""
     for name in sorted(args.given - FREE_ON_RESUME):
         raise UserError(f"--{name} cannot change when a run goes on; start a new one instead")
     recipe = recipes.from_dict(saved["recipe"])
     done, total = saved["position"]["epoch"], recipes.total_epochs(recipe)
-    finished = is_finished(folder)
+    finished = run_folder.is_finished(folder)
     wanted = args.epochs or (done if finished else total)
     if wanted < done or (finished and wanted == done):
         raise UserError(f"{folder} has {done} epochs behind it; --epochs N with a larger N goes on")
@@ -196,22 +180,6 @@ def resume_recipe(args: argparse.Namespace, saved: dict, folder: Path) -> recipe
     if args.patience is not None:
         recipe = replace(recipe, patience=args.patience)
     return recipe
-
-
-def new_folder(args: argparse.Namespace, version: str) -> Path:
-    """runs/DATASET/VERSION/N with the next free N; safe when two runs start at once."""
-    parent = Path(args.save_folder) / args.dataset / version
-    numbers = [int(p.name) for p in parent.glob("*") if p.name.isdigit()]
-    number = max(numbers, default=0) + 1
-    while True:
-        folder = parent / str(number)
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            number += 1
-        except OSError as error:
-            raise UserError(f"cannot make {folder}: {error.strerror}; see --save_folder") from error
 
 
 def environment() -> str:
@@ -263,38 +231,47 @@ def loader_of(records, recipe: recipes.Recipe, args, device, stage: recipes.Stag
     )
 
 
-def initial_model(
-    recipe: recipes.Recipe, classes: tuple[str, ...], weight: str | None, log: RunLog
-):
+def initial_model(recipe: recipes.Recipe, classes: tuple[str, ...], weight: str | None, tell):
     """The untrained model, or the one in `weight`; a head of other classes starts anew."""
     torch.manual_seed(recipe.seed)
     model = models.build_model(recipe, classes)
     if weight:
-        state = models.read_weights(weight)
+        state = models.read(weight).state
         skipped = checkpoint.load_weights(model, state, allow=model.class_layers)
-        log.say(f"weights: {weight}, {len(model.state_dict()) - len(skipped)} tensors")
+        tell(f"weights: {weight}, {len(model.state_dict()) - len(skipped)} tensors")
         if skipped:
-            log.say(f"  another number of classes: {', '.join(skipped)} start untrained")
+            tell(f"  another number of classes: {', '.join(skipped)} start untrained")
     return model
+
+
+def plan(args: argparse.Namespace, splits=SPLITS) -> tuple[recipes.Recipe, list, list[str]]:
+    """(recipe of a new run, the sets of these splits, sentences about the recipe)."""
+    recipe, given = choose_recipe(args)
+    sets = [read_set(args, split) for split in splits]
+    steps = max(1, len(sets[0]) // (recipe.batch_size * dist.world_size()))
+    updates = math.ceil(steps / recipe.accumulate) * recipes.total_epochs(recipe)
+    recipe, said = recipes.fit_to_length(recipe, updates, given)
+    return recipe, sets, said
 
 
 def start(args: argparse.Namespace) -> tuple[Path, recipes.Recipe, dict | None, list, list[str]]:
     """(folder, recipe, checkpoint to go on from, the two sets, sentences about the recipe)."""
-    if args.resume is not None:
-        folder, saved = dist.from_main(lambda: find_run(args))
-        recipe = resume_recipe(args, saved, folder)
-        cli.keep_arguments(args, saved["arguments"])
-        said = []
-        if args.given & {"epochs", "lr"}:
-            epochs = recipes.total_epochs(recipe)
-            said = [f"schedule recomputed: {epochs} epochs, lr {recipe.lr:g} at the base batch"]
-        return folder, recipe, saved, [read_set(args, split) for split in SPLITS], said
-    recipe, given = choose_recipe(args)
-    sets = [read_set(args, split) for split in SPLITS]
-    steps = max(1, len(sets[0]) // (recipe.batch_size * dist.world_size()))
-    updates = math.ceil(steps / recipe.accumulate) * recipes.total_epochs(recipe)
-    recipe, said = recipes.fit_to_length(recipe, updates, given)
-    return dist.from_main(lambda: new_folder(args, recipe.version)), recipe, None, sets, said
+    if args.resume is None:
+        recipe, sets, said = plan(args)
+        parent = Path(args.save_folder) / args.dataset / recipe.version
+        folder = dist.from_main(lambda: run_folder.numbered(parent))
+        dist.from_main(lambda: run_folder.claim(folder))
+        return folder, recipe, None, sets, said
+    last = dist.from_main(lambda: run_folder.find(args.resume, args.save_folder))
+    dist.from_main(lambda: run_folder.claim(last.parent))
+    saved = dist.from_main(lambda: run_folder.read_last(last))
+    recipe = resume_recipe(args, saved, last.parent)
+    cli.keep_arguments(args, saved["arguments"])
+    said = []
+    if args.given & {"epochs", "lr"}:
+        epochs = recipes.total_epochs(recipe)
+        said = [f"schedule recomputed: {epochs} epochs, lr {recipe.lr:g} at the base batch"]
+    return last.parent, recipe, saved, [read_set(args, split) for split in SPLITS], said
 
 
 def train(args: argparse.Namespace, device: torch.device) -> int:
@@ -321,12 +298,12 @@ def train(args: argparse.Namespace, device: torch.device) -> int:
     }
     log.write("args.json", json.dumps(extra, indent=1) + "\n")
     log.write("env.txt", environment())
-    model = initial_model(recipe, train_set.classes, None if saved else args.weight, log)
+    model = initial_model(recipe, train_set.classes, None if saved else args.weight, log.say)
     loaders = [loader_of(train_set, recipe, args, device, stage) for stage in recipe.stages]
     loader = loader_of(val_set, recipe, args, device)
 
     def evaluation(candidate, stop=None) -> Evaluator:
-        evaluator = Evaluator(val_set.ground_truth(), val_set.classes, val_set.category_ids)
+        evaluator = Evaluator(val_set, val_set.classes, val_set.category_ids)
         return engine.evaluate(candidate, loader, evaluator, device=device, stop=stop)
 
     try:
@@ -384,10 +361,43 @@ def report(folder: Path, recipe, val_set, evaluation, device: torch.device, log:
     log.say(f"next:     {cli.python_command()} test.py --weight {folder / 'best.pth'} --show")
 
 
+def show_targets(args: argparse.Namespace, device: torch.device) -> int:
+    """Draws and counts what the matcher chooses in the first training samples; trains nothing."""
+    if args.resume is not None:
+        raise UserError(
+            "--vis_targets shows a new run's first samples and goes on with none; leave --resume "
+            "out and name the run's weights, as in --weight runs/voc/yolox-s/3/last.pth"
+        )
+    if not dist.is_main():
+        return 0
+    recipe, (train_set,), said = plan(args, SPLITS[:1])
+    for line in (f"train: {train_set.summary()}", *said):
+        say(line)
+    model = initial_model(recipe, train_set.classes, args.weight, say).to(device)
+    say(f"model: {recipe.version} at {recipe.img_size}; {recipe.stages[0].text}")
+    if not args.weight:
+        say(
+            "random weights: the matcher looks at predictions, so these are the choices of the "
+            "first updates; --weight FILE shows later ones"
+        )
+    loader = loader_of(train_set, recipe, args, device, recipe.stages[0])
+    parent = Path(args.save_folder) / args.dataset / recipe.version / "targets"
+    folder = run_folder.numbered(parent)
+    drawn = vis_targets.samples(model, loader, args.limit or PICTURES)
+    try:
+        say(vis_targets.write(folder, drawn, train_set.classes))
+    finally:
+        loader.close()
+    say(f"pictures: {folder}")
+    return 0
+
+
 def main() -> int:
     args = parse_arguments()
     device = cli.pick_device(args)
     dist.init(device)
+    if args.vis_targets:
+        return show_targets(args, device)
     return train(args, device)
 
 

@@ -8,7 +8,6 @@ A step is forward, assignment, losses, backward, optimizer and moving average, o
 
 import argparse
 import statistics
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,13 +17,13 @@ import torch
 import engine
 import models
 import recipes
+from benchmarks.turns import alternate
 from utils import cli
 from utils.boxes import cxcywh_to_xyxy
 from utils.classes import COCO_CLASSES
 from utils.errors import UserError
 from utils.log import say
 
-WARM_UP = 3  # steps before the clock runs
 LR = 1e-5  # small, so that no side leaves the range of ordinary numbers
 
 
@@ -110,20 +109,6 @@ def peer_step(version: str, batch_size: int) -> Callable:
         return float(loss.detach())
 
     return step
-
-
-def alternate(steps: dict[str, Callable], batch, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each step; every round takes each once, every other round in reverse order."""
-    for step in steps.values():
-        for _ in range(WARM_UP):
-            step(*batch)
-    seconds = {name: [] for name in steps}
-    for turn in range(rounds):
-        for name in list(steps)[:: 1 if turn % 2 == 0 else -1]:
-            start = time.perf_counter()
-            steps[name](*batch)  # ends by reading the loss, so the device has finished
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def run(args: argparse.Namespace):

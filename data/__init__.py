@@ -3,27 +3,34 @@
 import difflib
 import inspect
 
-from data import coco, synthetic, voc
+from data import coco, cocovid, custom, flow, synthetic, voc, yolo
 from data.clips import Window
+from data.faults import Faults
+from data.files import check_files
 from data.loader import build_loader
-from data.records import Records, check_files, read_classes
+from data.records import Records, read_classes
 from utils.errors import UserError
 
 __all__ = ["READERS", "SPLITS", "Window", "build_loader", "check_files", "read"]
 
 READERS = {
     "coco": coco.read,
+    "cocovid": cocovid.read,
     "voc": voc.read,
+    "flow": flow.read,
+    "yolo": yolo.read,
+    "custom": custom.read,
     "synthetic": synthetic.read,
     "synthetic-tiny": synthetic.read_tiny,
 }
 SPLITS = ("train", "val", "test")
 
 
-def read(name, root, split, *, classes=None, limit=None, **options) -> Records:
+def read(name, root, split, *, classes=None, limit=None, faults=None, **options) -> Records:
     """Records of a split of the set of format `name` below `root`, the first `limit` images of it.
 
     `classes` is a tuple of names or a file of them; options that are None are left to the reader.
+    `faults` is told what is wrong with the set (by default the first error is raised).
     """
     if name not in READERS:
         near = difflib.get_close_matches(name, READERS, 1, 0) or list(READERS)
@@ -36,5 +43,5 @@ def read(name, root, split, *, classes=None, limit=None, **options) -> Records:
         options["classes"] = read_classes(classes) if isinstance(classes, str) else classes
     for option in options.keys() - inspect.signature(reader).parameters.keys():
         raise UserError(f"data sets of kind {name} have no {option}; leave that flag out")
-    records = reader(root, split, **options)
+    records = reader(root, split, faults=faults or Faults(), **options)
     return records if limit is None else records.limit(limit)

@@ -29,10 +29,25 @@ class Window:
 STILL = Window()
 
 
-def videos(records) -> list[np.ndarray]:
-    """The image indices of each video by frame number; the stills come first."""
-    members = [np.array([index]) for index in np.flatnonzero(records.video < 0)]
-    for video in range(len(records.videos)):
-        own = np.flatnonzero(records.video == video)
-        members.append(own[np.argsort(records.frame[own], kind="stable")])
-    return members
+class Videos:
+    """The image indices of each video by frame number, in two columns; the stills come first."""
+
+    def __init__(self, records):
+        stills = np.flatnonzero(records.video < 0)
+        moving = np.flatnonzero(records.video >= 0)
+        moving = moving[np.lexsort((records.frame[moving], records.video[moving]))]
+        lengths = np.bincount(records.video[moving], minlength=len(records.videos))
+        lengths = np.concatenate((np.ones(len(stills), np.int64), lengths))
+        self._order = np.concatenate((stills, moving))
+        self._starts = np.concatenate(([0], np.cumsum(lengths)))
+
+    def __len__(self):
+        return len(self._starts) - 1
+
+    def length(self, video: int) -> int:
+        """How many frames a video has."""
+        return int(self._starts[video + 1] - self._starts[video])
+
+    def image(self, video: int, frame: int) -> int:
+        """Index of the image that is the `frame`-th of a video, counted from 0."""
+        return int(self._order[self._starts[video] + frame])

@@ -7,14 +7,20 @@
 ROOT/images/{train,val}2017/ is found too, and ROOT may be the folder that holds `coco/`.
 """
 
-import json
+import os
 from pathlib import Path
 
-from data.records import Entry, build, name_some, read_classes
+import numpy as np
+
+from data.builder import Builder
+from data.coco_json import load
+from data.faults import name_some
+from data.pairs import STANDS_IN
+from data.records import read_classes
 from utils.errors import UserError
 
 
-def read(root, split, classes=None, annotation=None, images=None):
+def read(root, split, classes=None, *, faults, annotation=None, images=None):
     """Records of split "train", "val" or "test"; class i is the i-th category by id.
 
     `classes` selects and orders categories by name. `annotation` and `images` name a json and
@@ -30,20 +36,17 @@ def read(root, split, classes=None, annotation=None, images=None):
         folders = _folders_near(root, annotation, split)
     if images is not None:
         folders = [Path(images)]
-    content = _load(annotation)
-    files = [_file(image, annotation) for image in content["images"]]
-    folder = _image_folder(folders, files, annotation)
+    content = load(annotation, faults)
+    folder = image_folder(folders, content.images.files.names(), annotation)
     if classes is None and (root / "classes.txt").is_file():
         classes = read_classes(root / "classes.txt")
-    names, ids, label_of = _classes(content.get("categories", []), classes, annotation)
-    entries = _entries(content, label_of, annotation, notes)
-    return build(folder, names, entries, category_ids=ids, notes=notes)
+    return assemble(content, folder, classes, annotation, faults, notes=notes)
 
 
 def _find(root, split):
     """(root, json, image folders to look in, split found) of the usual trees."""
     tried = []
-    for used in {"train": ("train",), "val": ("val", "test"), "test": ("test", "val")}[split]:
+    for used in STANDS_IN[split]:
         for base in (root, root / "coco", root / "COCO"):
             for name in (f"{used}2017", used):
                 path = base / "annotations" / f"instances_{name}.json"
@@ -70,10 +73,10 @@ def _folders_near(root, annotation, split):
     return [base / name for base in bases for name in names]
 
 
-def _image_folder(folders, files, annotation):
+def image_folder(folders, files, annotation):
     """The first folder that holds one of the first images."""
     for folder in folders:
-        if any((folder / file).is_file() for file in files[:20]):
+        if not files or any(os.path.isfile(folder / file) for file in files[:20]):
             return folder
     raise UserError(
         f"coco: the images of {annotation} ({name_some(files)}) lie in none of "
@@ -81,108 +84,84 @@ def _image_folder(folders, files, annotation):
     )
 
 
-def _load(path):
-    """The json's content without the polygons, which take most of the memory."""
-    try:
-        with open(path, encoding="utf-8") as stream:
-            content = json.load(stream, object_hook=_without_polygons)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: no valid json ({error})") from None
-    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
-        raise UserError(f'{path}: no COCO annotations, for there is no list "images" in it')
-    return content
-
-
-def _without_polygons(item):
-    item.pop("segmentation", None)
-    return item
-
-
-def _file(image, path):
-    """An image's file name; written under Windows it may hold backslashes."""
-    return str(_field(image, "file_name", path)).replace("\\", "/")
-
-
-def _field(item, key, path):
-    """A value that must be there."""
-    try:
-        return item[key]
-    except (KeyError, TypeError):
-        raise UserError(f'{path}: no "{key}" in {str(item)[:100]}') from None
-
-
-def _classes(categories, wanted, path):
-    """(names, the set's own ids, {category id: label or None if not wanted})."""
-    named = {
-        _number(category, "id", path): _field(category, "name", path) for category in categories
-    }
-    ids = sorted(named)
-    if not ids:
+def _classes(named, wanted, path, faults):
+    """(names, the set's own ids, {category id: label, -1 if not wanted})."""
+    if not named:
         raise UserError(f'{path}: the list "categories" is missing or empty')
-    label_of = dict.fromkeys(named)
-    if wanted is not None:
-        id_of = {named[category_id]: category_id for category_id in reversed(ids)}
-        missing = [name for name in wanted if name not in id_of]
-        if len(missing) == len(wanted):
-            known = ", ".join(named[category_id] for category_id in ids)
-            raise UserError(f"{path}: no category {name_some(missing)}; it knows {known}")
-        # A class that this file does not list has no objects in it, and an id nobody else has.
-        id_of |= {name: ids[-1] + count for count, name in enumerate(missing, start=1)}
-        ids = [id_of[name] for name in wanted]
-    label_of |= {category_id: label for label, category_id in enumerate(ids)}
-    names = wanted if wanted is not None else [named[category_id] for category_id in ids]
-    return tuple(names), tuple(ids), label_of
+    id_of = {}
+    for category_id in sorted(named):
+        if id_of.setdefault(named[category_id], category_id) != category_id:
+            detail = f"{named[category_id]}: {id_of[named[category_id]]} and {category_id}"
+            faults.drop("categories share a name and were taken as one class", path, detail)
+    names = tuple(id_of if wanted is None else wanted)
+    missing = [name for name in names if name not in id_of]
+    if len(missing) == len(names):
+        raise UserError(f"{path}: no category {name_some(missing)}; it knows {', '.join(id_of)}")
+    # A class that this file does not list has no objects in it, and an id nobody else has.
+    id_of |= {name: max(named) + count for count, name in enumerate(missing, start=1)}
+    label_of = dict.fromkeys(named.values(), -1)
+    label_of |= {name: label for label, name in enumerate(names)}
+    labels = {category_id: label_of[name] for category_id, name in named.items()}
+    return names, tuple(id_of[name] for name in names), labels
 
 
-def _number(item, key, path):
-    """An integer that must be there."""
-    try:
-        return int(_field(item, key, path))
-    except (TypeError, ValueError):
-        raise UserError(f'{path}: "{key}" is no integer in {str(item)[:100]}') from None
+def assemble(content, folder, classes, annotation, faults, *, notes=(), videos=(), places=None):
+    """Records of a json's content; `places` are the (video, frame) of each image."""
+    names, ids, label_of = _classes(content.categories, classes, annotation, faults)
+    builder = Builder(folder, names, faults, category_ids=ids, videos=videos, unit="annotation")
+    images = content.images
+    rows = [
+        builder.image(file, (height, width) if height else None, image_id, *place)
+        for file, height, width, image_id, place in zip(
+            images.files.names(),
+            images.heights,
+            images.widths,
+            images.ids,
+            places or [(-1, 0)] * len(images.ids),
+            strict=True,
+        )
+    ]
+    notes = [*notes, *_add_boxes(builder, content, rows, label_of, annotation)]
+    return builder.records(notes)
 
 
-def _entries(content, label_of, path, notes):
-    """One entry an image with its objects; adds to notes what it left out."""
-    entries = {}
-    for image in content["images"]:
-        file, image_id = _file(image, path), _number(image, "id", path)
-        if image_id in entries:
-            raise UserError(f"{path}: image id {image_id} is there twice ({file})")
-        sized = image.get("height") and image.get("width")
-        size_hw = tuple(_number(image, key, path) for key in ("height", "width")) if sized else None
-        entries[image_id] = Entry(file, size_hw, image_id)
-    strays = unwanted = 0
-    for item in content.get("annotations", []):
-        category_id = _number(item, "category_id", path)
-        entry = entries.get(_number(item, "image_id", path))
-        if category_id not in label_of:
-            raise UserError(
-                f"{path}: annotation {item.get('id')} has category {category_id}, "
-                f"which is not among the categories {name_some(sorted(label_of))}"
-            )
-        if entry is None:
-            strays += 1
-        elif label_of[category_id] is None:
-            unwanted += 1
-        else:
-            area = item.get("area")
-            area = area if isinstance(area, int | float) else None
-            box, crowd = _corners(item.get("bbox")), bool(item.get("iscrowd"))
-            entry.add(box, label_of[category_id], crowd=crowd, area=area)
-    if strays:
-        notes.append(f"{strays} annotations of images that are not listed were left out")
-    if unwanted:
-        notes.append(f"{unwanted} annotations of other classes were left out")
-    return list(entries.values())
+def _add_boxes(builder, content, rows, label_of, path):
+    """Gives the builder the boxes of images `rows` and tells which belong nowhere; notes."""
+    columns = content.annotations
+    content.annotations = None  # their memory is free as soon as the builder has them
+    owner_ids, category_ids = np.asarray(columns.image_ids), np.asarray(columns.category_ids)
+    numbers = np.asarray(columns.numbers)
+    labels, known = lookup(label_of.keys(), label_of.values(), category_ids)
+    rows, listed = lookup(content.images.ids, rows, owner_ids)
+    for place in np.flatnonzero(~known):
+        builder.faults.error(
+            "annotations of a category that is not listed",
+            path,
+            f"{path}: annotation {numbers[place]} has category {category_ids[place]}, "
+            f"which is not among the categories {name_some(sorted(label_of))}",
+        )
+    for place in np.flatnonzero(known & ~listed):
+        detail = f"annotation {numbers[place]} of image {owner_ids[place]}"
+        builder.faults.drop("annotations of images that are not listed were left out", path, detail)
+    wanted = known & listed & (labels >= 0)
+    builder.boxes(
+        np.where(wanted, rows, -1),
+        np.asarray(columns.boxes).reshape(-1, 4),
+        labels,
+        np.asarray(columns.crowd),
+        np.asarray(columns.difficult),
+        np.asarray(columns.areas),
+        numbers,
+    )
+    unwanted = int((known & listed & (labels < 0)).sum())
+    return [f"{unwanted} annotations of other classes were left out"] if unwanted else []
 
 
-def _corners(xywh):
-    """x1, y1, x2, y2; not a number where the json has something else than four numbers."""
-    try:
-        x, y, width, height = (float(value) for value in xywh)
-    except (TypeError, ValueError):
-        return (float("nan"),) * 4
-    return x, y, x + width, y + height
+def lookup(keys, values, wanted):
+    """(the value of each wanted key, whether it is among the keys)."""
+    keys, values = np.fromiter(keys, np.int64), np.fromiter(values, np.int64)
+    if not len(keys):
+        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), bool)
+    order = np.argsort(keys)
+    places = order[np.searchsorted(keys[order], wanted).clip(max=len(keys) - 1)]
+    return values[places], keys[places] == wanted

@@ -1,11 +1,13 @@
 """The one Dataset: decodes, fits, augments. What a sample holds depends on its key alone."""
 
+from functools import partial
+
 import numpy as np
 
-from data.clips import STILL, videos
-from data.transforms import apply, moved, resize
+from data.clips import STILL, Videos
+from data.transforms import Unread, apply, resize
 from utils.errors import UserError
-from utils.image import fit, fit_ratio, read_image
+from utils.image import fit_ratio, fitted_size, probe_image, read_image, reduction, resized
 
 WINDOW = 64  # partners lie at most about so many positions away in the epoch's order
 
@@ -31,8 +33,9 @@ class Dataset:
     ):
         self.records = records
         self.clip = clip
-        self.videos = videos(records)
-        self.keys = [(v, k) for v, video in enumerate(self.videos) for k in clip.keys(len(video))]
+        self.videos = Videos(records)
+        counts = (len(clip.keys(self.videos.length(v))) for v in range(len(self.videos)))
+        self._ends = np.cumsum(np.fromiter(counts, np.int64))  # keys of the videos up to each
         self.transforms = transforms
         self.fit_hw = fit_hw
         self.seed = seed
@@ -42,7 +45,7 @@ class Dataset:
         self._order = (None, None)  # (epoch, its permutation)
 
     def __len__(self):
-        return len(self.keys)
+        return int(self._ends[-1])
 
     def __getitem__(self, key):
         """Lists by frame: images, targets, orig_sizes (h, w), ratios, image_ids, files, videos,
@@ -50,15 +53,13 @@ class Dataset:
         epoch, position, size_hw = key
         order = self._epoch_order(epoch)
         rng = np.random.default_rng((self.seed, epoch, position))
-        video, clip = self._clip(order[position], rng)
-        indices = [int(self.videos[video][frame]) for _, frame in clip]
+        clip, indices = self._clip(order[position], rng)
 
         def draw():
             partner = draw_partner(position, len(order), rng)
-            other, other_clip = self._clip(order[partner], rng)
-            return self._frames([self.videos[other][frame] for _, frame in other_clip], partner)
+            return self._frames(self._clip(order[partner], rng)[1], partner)
 
-        frames = self._frames(indices, position)
+        frames = [(frame.load(), frame.target) for frame in self._frames(indices, position)]
         if self.train:
             frames = apply(self.transforms, frames, rng, draw)
             if size_hw is not None:
@@ -78,38 +79,48 @@ class Dataset:
         }
 
     def _clip(self, number, rng):
-        """(video, its (role, frame) pairs) of a key's number."""
-        video, key = self.keys[number]
-        return video, self.clip.frames(len(self.videos[video]), key, rng)
+        """(role, frame) pairs of a key's number, and the indices of their images."""
+        video = int(np.searchsorted(self._ends, number, side="right"))
+        length = self.videos.length(video)
+        key = self.clip.keys(length)[int(number - self._ends[video])]  # counted from the end
+        clip = self.clip.frames(length, key, rng)
+        return clip, [self.videos.image(video, frame) for _, frame in clip]
 
     def _epoch_order(self, epoch):
         """The epoch's order of keys: random when training."""
         if not self.train:
-            return range(len(self.keys))
+            return range(len(self))
         if self._order[0] != epoch:
             # The fourth number keeps this stream apart from those of the samples.
             rng = np.random.default_rng((self.seed, epoch, 0, 1))
-            self._order = epoch, rng.permutation(len(self.keys))
+            self._order = epoch, rng.permutation(len(self)).astype(np.int32)
         return self._order[1]
 
     def _frames(self, indices, position):
-        """The decoded, fitted frames of a key; position says where a running cache keeps them."""
+        """The fitted frames of a key, `Unread`; position says where a running cache keeps them."""
         first = position * len(indices)
         return [self._frame(index, first + t) for t, index in enumerate(indices)]
 
     def _frame(self, index, place):
-        if self.cache is None:
-            image = self._decode(index)
-        else:
-            image = self.cache.fetch(index, place, lambda: self._decode(index))
         found = self.records.boxes_of(index)
-        difficult = np.zeros_like(found["crowd"]) if self.train_difficult else found["difficult"]
+        crowd = found["crowd"]
         target = {
-            "boxes": found["boxes"],
+            "boxes": found["boxes"] * self._ratio(index),
             "labels": found["labels"],
-            "ignore": found["crowd"] | difficult,
+            "ignore": crowd if self.train_difficult else crowd | found["difficult"],
         }
-        return image, moved(target, target["boxes"] * self._ratio(index))
+        return Unread(self._fitted_hw(index), target, partial(self._load, index, place))
+
+    def _load(self, index, place):
+        """The fitted image, from the cache if there is one."""
+        if self.cache is None:
+            return self._decode(index)
+        return self.cache.fetch(index, place, partial(self._decode, index))
+
+    def _fitted_hw(self, index):
+        """Size (h, w) of an image as it is loaded."""
+        size_hw = self.records.sizes[index].tolist()
+        return size_hw if self.fit_hw is None else fitted_size(size_hw, self.fit_hw)
 
     def _ratio(self, index):
         """By how much an image was resized."""
@@ -119,15 +130,16 @@ class Dataset:
 
     def _decode(self, index):
         """The image as fitted; one that changed since the labels were read is an error."""
-        path = self.records.path(index)
-        image = read_image(path)
-        expected = tuple(self.records.sizes[index].tolist())
-        if image.shape[:2] != expected:
+        path, size_hw = self.records.path(index), tuple(self.records.sizes[index].tolist())
+        # Measured results are the reference's, so nothing is reduced for them.
+        reduce = reduction(size_hw, self.fit_hw) if self.train and self.fit_hw else 1
+        image = read_image(path, reduce)
+        if image.shape[:2] not in (size_hw, tuple(side // reduce for side in size_hw)):
             raise UserError(
-                f"{path}: the image is {image.shape[:2]} (h, w) and its labels say {expected}; "
+                f"{path}: the image is {probe_image(path)} (h, w) and its labels say {size_hw}; "
                 "correct the labels or the image"
             )
-        return image if self.fit_hw is None else fit(image, self.fit_hw)[0]
+        return image if self.fit_hw is None else resized(image, self._fitted_hw(index))
 
 
 def draw_partner(position, length, rng):

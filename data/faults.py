@@ -7,7 +7,7 @@ from utils.errors import UserError
 NAMES_SHOWN = 3  # files named in a sentence about several
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Fault:
     """One fault; `kind` is the same for all of its sort, `file` the one to open and mend."""
 

@@ -1,7 +1,9 @@
 """Batches: which positions, at which size, padded and packed; worker processes and their errors."""
 
+import gc
 import os
 import signal
+from functools import partial
 
 import cv2
 import numpy as np
@@ -45,9 +47,11 @@ def collate(samples, pad_hw=None):
     sizes = np.array([image.shape[:2] for image in frames], np.int64)
     if pad_hw is None:
         pad_hw = (-(-sizes.max(axis=0) // PAD_MULTIPLE) * PAD_MULTIPLE).tolist()
-    pixels = np.zeros((len(frames), *pad_hw, 3), np.uint8)  # [B * T, H, W, 3]
-    for canvas, image in zip(pixels, frames, strict=True):
-        canvas[: image.shape[0], : image.shape[1]] = image
+    pixels = np.empty((len(frames), *pad_hw, 3), np.uint8)  # [B * T, H, W, 3]
+    for canvas, image, (height, width) in zip(pixels, frames, sizes.tolist(), strict=True):
+        canvas[:height, :width] = image
+        canvas[:height, width:] = 0
+        canvas[height:] = 0
 
     packed = _pack([target for sample in samples for target in sample["targets"]])
     packed["size"] = sizes
@@ -207,11 +211,8 @@ class Loader:
 
     def batches(self, epoch, first=0):
         """(images, targets) of steps first, first + 1, ... of an epoch, as `collate` packs them."""
-        self._plan.batches = [
-            [(epoch, position, size_hw) for position in self._positions(step)]
-            for step in range(first, self.per_epoch)
-            for size_hw in (self._size(epoch, step),)
-        ]
+        self._plan.steps = range(first, self.per_epoch)
+        self._plan.keys = partial(self._keys, epoch)
         for batch in self._workers:
             if isinstance(batch, UserError):
                 # A new error, for this one's frames would keep the workers alive.
@@ -221,6 +222,11 @@ class Loader:
     def close(self):
         """Ends the workers and frees the cache; the loader cannot be used again."""
         self._workers = self.dataset.cache = None
+
+    def _keys(self, epoch, step):
+        """The dataset keys of this rank's part of a step."""
+        size_hw = self._size(epoch, step)
+        return [(epoch, position, size_hw) for position in self._positions(step)]
 
     def _positions(self, step):
         """Positions of this rank's part of a step."""
@@ -244,16 +250,16 @@ class Loader:
 
 
 class _Plan:
-    """The batch sampler: lists of dataset keys, set anew for each epoch."""
+    """The batch sampler: `keys(step)` for each of `steps`, both set anew for each epoch."""
 
     def __init__(self):
-        self.batches = []
+        self.steps, self.keys = range(0), None
 
     def __iter__(self):
-        return iter(self.batches)
+        return map(self.keys, self.steps)
 
     def __len__(self):
-        return len(self.batches)
+        return len(self.steps)
 
 
 class _Guarded:
@@ -287,6 +293,8 @@ def _start_worker(worker_id):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if os.name == "posix":
         signal.signal(signal.SIGTERM, _end_soon)
+    # Collecting inherited objects would write to them, and so copy them into this process.
+    gc.freeze()
     # The workers are the parallelism; threads below them only wait for one another.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

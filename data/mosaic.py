@@ -14,14 +14,17 @@ from data.transforms import (
     Fit,
     Flip,
     Hsv,
+    Patch,
+    Unread,
     clip_boxes,
     flip_target,
     has_area,
     has_objects,
     merge,
     moved,
-    resize,
     select,
+    warp_boxes,
+    whole,
 )
 from utils.image import fit
 
@@ -42,7 +45,7 @@ class Mixup:
             return frames
         for _ in range(PARTNER_TRIES):
             partners = draw()
-            if has_objects(partners):
+            if has_objects(partner.target for partner in partners):
                 factor, mirrored, place = (
                     rng.uniform(*self.scale),
                     rng.random() < 0.5,
@@ -56,8 +59,8 @@ class Mixup:
 
     def _mix(self, frame, partner, factor, mirrored, place):
         """Frame and partner at half strength each; `place` [2] chooses the crop (x, y)."""
-        (image, target), (other, other_target) = frame, partner
-        other, ratio = fit(other, self.size_hw)
+        image, target, other_target = frame[0].image(), frame[1], partner.target
+        other, ratio = fit(partner.load(), self.size_hw)
         canvas = np.full((*self.size_hw, 3), self.fill, np.uint8)
         canvas[: other.shape[0], : other.shape[1]] = other
         canvas = cv2.resize(canvas, [int(side * factor) for side in self.size_hw[::-1]])
@@ -65,7 +68,7 @@ class Mixup:
         boxes = clip_boxes(other_target["boxes"] * np.float32(ratio * factor), size_hw)
         other_target = moved(other_target, boxes)
         if mirrored:
-            canvas, other_target = cv2.flip(canvas, 1), flip_target(other_target, canvas)
+            canvas, other_target = cv2.flip(canvas, 1), flip_target(other_target, size_hw[1])
 
         height, width = image.shape[:2]
         x, y = (
@@ -79,46 +82,101 @@ class Mixup:
         boxes = clip_boxes(boxes, (height, width))
         other_target = select(moved(other_target, boxes), has_area(boxes))
         half = (image & crop) + ((image ^ crop) >> 1)  # floor of the mean without leaving uint8
-        return half, merge([target, other_target])
+        return whole(half), merge([target, other_target])
 
 
 @dataclass(frozen=True)
 class Mosaic:
-    """Joins each frame and three partners around a random point, then warps; mixup follows."""
+    """Joins each frame and three partners on a canvas, of which the output shows a warped part.
+
+    The canvas has twice the output's size, and the four meet at a random point of it; frames fit
+    into the output's size. Mixup follows.
+    """
 
     prob: float
     affine: Affine
     mixup: Mixup | None = None
+    fill: int = 114
 
     def __call__(self, frames, rng, draw):
         if rng.random() >= self.prob:
             return frames
-        clips = [frames, draw(), draw(), draw()]
+        own = [Unread(patch.size_hw, target, patch.image) for patch, target in frames]
+        clips = [own, draw(), draw(), draw()]
         centre_yx = [int(rng.uniform(0.5, 1.5) * side) for side in self.affine.size_hw]
         matrix = self.affine.draw_matrix(rng)
-        joined = [self.join(four, centre_yx) for four in zip(*clips, strict=True)]
-        mixes = self.mixup and has_objects(joined)  # before the warp, which may lose them all
-        frames = [self.affine.warp(image, target, matrix) for image, target in joined]
-        return self.mixup(frames, rng, draw) if mixes else frames
+        frames = [self.join(tiles, centre_yx, matrix) for tiles in zip(*clips, strict=True)]
+        # Asked of what was joined: the warp may have lost all objects.
+        if self.mixup and has_objects(tile.target for clip in clips for tile in clip):
+            frames = self.mixup(frames, rng, draw)
+        return frames
 
-    def join(self, tiles, centre_yx):
-        """Four frames set against a point of a canvas of twice the size, cut at its edges."""
+    def join(self, tiles, centre_yx, matrix):
+        """(patch, target): four `Unread` tiles that meet at centre_yx, warped by matrix."""
+        heights, widths = np.array([tile.size_hw for tile in tiles]).T
+        lefts = centre_yx[1] - widths * (1, 0, 1, 0)
+        tops = centre_yx[0] - heights * (1, 1, 0, 0)
+        places = np.stack([lefts, tops, lefts + widths, tops + heights], axis=1)  # [4, xyxy]
+        return self._patch(tiles, places, matrix), self._target(tiles, places[:, :2], matrix)
+
+    def _patch(self, tiles, places, matrix):
+        """What the output shows of the tiles; only those that it shows are read."""
+        size_hw, ground = self.affine.size_hw, np.full(3, self.fill, np.uint8)
+        view = shown_part(matrix, size_hw, [2 * side for side in size_hw])
+        parts = np.clip(places, view[:2] * 2, view[2:] * 2)  # [4, xyxy]
+        seen = np.flatnonzero(has_area(parts))
+        if not len(seen):
+            return Patch(ground[None, None], 0, 0, size_hw, ground)
+        x1, y1 = parts[seen, :2].min(axis=0).tolist()
+        x2, y2 = parts[seen, 2:].max(axis=0).tolist()
+        # A fourth channel, unused, because OpenCV warps four channels in half the time of three.
+        canvas = np.full((y2 - y1, x2 - x1, 4), self.fill, np.uint8)
+        for number in seen.tolist():
+            (x, y, _, _), part = places[number].tolist(), parts[number].tolist()
+            hole = crop(canvas, part, x1, y1)
+            cv2.cvtColor(crop(tiles[number].load(), part, x, y), cv2.COLOR_BGR2BGRA, dst=hole)
+        hull = warp_boxes(np.array([[x1 - 1, y1 - 1, x2 + 1, y2 + 1]]), matrix)[0]
+        left, top, right, bottom = inner_part(hull, size_hw)
+        matrix = np.column_stack([matrix[:, :2], matrix @ (x1, y1, 1) - (left, top)])
+        size = right - left, bottom - top
+        pixels = cv2.warpAffine(canvas, matrix, size, borderValue=(self.fill,) * 4)
+        return Patch(cv2.cvtColor(pixels, cv2.COLOR_BGRA2BGR), left, top, size_hw, ground)
+
+    def _target(self, tiles, corners, matrix):
+        """All tiles' objects in output pixels; those that left canvas or output are dropped."""
         size_hw = self.affine.size_hw
-        canvas_hw = 2 * size_hw[0], 2 * size_hw[1]
-        canvas = np.full((*canvas_hw, 3), self.affine.fill, np.uint8)
-        targets = []
-        for number, tile in enumerate(tiles):
-            image, target = resize(tile, size_hw)
-            height, width = image.shape[:2]
-            top = centre_yx[0] - (height if number < 2 else 0)
-            left = centre_yx[1] - (width if number % 2 == 0 else 0)
-            y, x = max(top, 0), max(left, 0)
-            part = image[y - top : canvas_hw[0] - top, x - left : canvas_hw[1] - left]
-            canvas[y : y + part.shape[0], x : x + part.shape[1]] = part
-            boxes = target["boxes"] + np.array([left, top, left, top], np.float32)
-            boxes = clip_boxes(boxes, canvas_hw)
-            targets.append(select(moved(target, boxes), has_area(boxes)))
-        return canvas, merge(targets)
+        target = merge([tile.target for tile in tiles])
+        counts = [len(tile.target["boxes"]) for tile in tiles]
+        shifts = np.repeat(corners[:, [0, 1, 0, 1]].astype(np.float32), counts, axis=0)
+        boxes = clip_boxes(target["boxes"] + shifts, [2 * side for side in size_hw])
+        warped = clip_boxes(warp_boxes(boxes, matrix), size_hw)
+        return select(moved(target, warped), has_area(boxes) & has_area(warped))
+
+
+def shown_part(matrix, size_hw, canvas_hw):
+    """(x1, y1, x2, y2): the part of a canvas from which a warp onto size_hw takes its pixels."""
+    output = np.array([[0, 0, size_hw[1], size_hw[0]]])
+    return inner_part(warp_boxes(output, cv2.invertAffineTransform(matrix))[0], canvas_hw)
+
+
+def inner_part(box, size_hw):
+    """(x1, y1, x2, y2): the pixels of a box and those next to it that lie in size_hw; some."""
+    x1, y1, x2, y2 = box.tolist()
+    left, right = _span(x1, x2, size_hw[1])
+    top, bottom = _span(y1, y2, size_hw[0])
+    return left, top, right, bottom
+
+
+def _span(low, high, side):
+    """(first, last + 1) of the pixels from low to high, and of two more at either end."""
+    first = min(max(int(low) - 2, 0), side - 1)
+    return first, min(max(int(high) + 2, first + 1), side)
+
+
+def crop(image, box, left, top):
+    """The pixels of a box, of an image that begins at (left, top)."""
+    x1, y1, x2, y2 = box
+    return image[y1 - top : y2 - top, x1 - left : x2 - left]
 
 
 def build_transforms(augment, size_hw):
@@ -133,11 +191,10 @@ def build_transforms(augment, size_hw):
         augment.degrees,
         augment.translate,
         augment.shear,
-        augment.fill,
     )
     mixup = Mixup(augment.mixup, size_hw, augment.mixup_scale, augment.fill)
     return [
-        Mosaic(augment.mosaic, affine, mixup),
+        Mosaic(augment.mosaic, affine, mixup, augment.fill),
         Hsv(augment.hsv),
         Flip(augment.flip),
         Fit(size_hw),

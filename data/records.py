@@ -3,36 +3,13 @@
 I images, N boxes, C classes.
 """
 
-import hashlib
-import json
-import os
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from data.names import Names, collect
 from utils.errors import UserError
-from utils.image import probe_image
-
-NAMES_SHOWN = 3  # files named in a sentence about several
-CLIP_NOTED = 2.0  # pixels a box may reach over the edge unmentioned: annotators round
-
-
-@dataclass
-class Entry:
-    """One image as a reader finds it; `size_hw` None is read from the file."""
-
-    file: str
-    size_hw: tuple[int, int] | None = None
-    image_id: int | None = None
-    video: int = -1
-    frame: int = 0
-    boxes: list = field(default_factory=list)  # (x1, y1, x2, y2), label, crowd, difficult, area
-
-    def add(self, box, label, crowd=False, difficult=False, area=None):
-        """Notes an object; area None (or one that is not positive) becomes width times height."""
-        self.boxes.append((*box, label, crowd, difficult, area if area and area > 0 else np.nan))
 
 
 @dataclass(frozen=True)
@@ -42,7 +19,7 @@ class Records:
     root: Path  # file names are relative to it
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]  # the set's own id of each class
-    files: tuple[str, ...]
+    files: Names
     image_ids: np.ndarray  # int64 [I] the set's own ids
     sizes: np.ndarray  # int32 [I, 2] (h, w)
     starts: np.ndarray  # int64 [I + 1] boxes of image i are rows starts[i]:starts[i + 1]
@@ -75,21 +52,23 @@ class Records:
 
     def limit(self, count):
         """The first `count` images with their boxes."""
-        count = min(count, len(self))
-        total = self.starts[count]
+        return self.subset(range(min(count, len(self))))
+
+    def subset(self, indices):
+        """The images of these indices, in this order, with their boxes."""
+        indices = np.asarray(indices, np.int64)
+        counts = np.diff(self.starts)[indices]
+        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        rows = np.repeat(self.starts[indices] - starts[:-1], counts) + np.arange(starts[-1])
+        images = ("image_ids", "sizes", "video", "frame")
+        boxes = ("boxes", "labels", "crowd", "difficult", "areas")
+        columns = vars(self)
         return replace(
             self,
-            files=self.files[:count],
-            image_ids=self.image_ids[:count],
-            sizes=self.sizes[:count],
-            starts=self.starts[: count + 1],
-            boxes=self.boxes[:total],
-            labels=self.labels[:total],
-            crowd=self.crowd[:total],
-            difficult=self.difficult[:total],
-            areas=self.areas[:total],
-            video=self.video[:count],
-            frame=self.frame[:count],
+            files=collect(self.files[index] for index in indices.tolist()),
+            starts=starts,
+            **{name: columns[name][indices] for name in images},
+            **{name: columns[name][rows] for name in boxes},
         )
 
     def ground_truth(self):
@@ -140,72 +119,6 @@ class Records:
         return "\n".join((line, *(f"  note: {note}" for note in self.notes)))
 
 
-def build(root, classes, entries, *, category_ids=None, videos=(), notes=()):
-    """Records from a reader's entries: the one place that cleans boxes, counting what it drops."""
-    root = Path(root)
-    if not entries:
-        raise UserError(f"{root}: the set lists no images")
-    sizes = np.array([e.size_hw or probe_image(root / e.file) for e in entries], np.int32)
-    counts = np.array([len(e.boxes) for e in entries], np.int64)
-    rows = [row for entry in entries for row in entry.boxes]
-    table = np.array(rows, np.float64).reshape(-1, 8)
-    owners = np.repeat(np.arange(len(entries)), counts)
-    boxes, keep, faults = _clean(table[:, :4], sizes[owners])
-    files = tuple(entry.file for entry in entries)
-    for fault, found in faults:
-        if found.any():
-            names = [files[i] for i in dict.fromkeys(owners[found].tolist())]
-            notes = (*notes, f"{int(found.sum())} {fault}: {name_some(names)}")
-    table, boxes = table[keep], boxes[keep].astype(np.float32)
-    spans = boxes[:, 2:] - boxes[:, :2]
-    image_ids = [n if e.image_id is None else e.image_id for n, e in enumerate(entries, start=1)]
-    kept = np.bincount(owners[keep], minlength=len(entries))
-    return Records(
-        root=root,
-        classes=tuple(classes),
-        category_ids=tuple(category_ids or range(1, len(classes) + 1)),
-        files=files,
-        image_ids=np.array(image_ids, np.int64),
-        sizes=sizes,
-        starts=np.concatenate([[0], np.cumsum(kept)]).astype(np.int64),
-        boxes=boxes,
-        labels=table[:, 4].astype(np.int64),
-        crowd=table[:, 5] > 0,
-        difficult=table[:, 6] > 0,
-        areas=np.where(np.isnan(table[:, 7]), spans.prod(axis=1), table[:, 7]).astype(np.float32),
-        video=np.array([e.video for e in entries], np.int64),
-        frame=np.array([e.frame for e in entries], np.int64),
-        videos=tuple(videos),
-        notes=tuple(notes),
-    )
-
-
-def _clean(boxes, sizes_hw):
-    """(boxes clipped to the image, keep [N], named faults): not finite, no size, outside."""
-    finite = np.isfinite(boxes).all(axis=1)
-    boxes = np.where(finite[:, None], boxes, 0.0)
-    limits = sizes_hw[:, [1, 0, 1, 0]].astype(np.float64)
-    clipped = np.clip(boxes, 0, limits)
-    sized = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-    inside = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
-    keep = finite & sized & inside
-    over = keep & (np.abs(boxes - clipped).max(axis=1, initial=0) > CLIP_NOTED)
-    faults = [
-        ("boxes that are no four finite numbers were dropped", ~finite),
-        ("boxes of zero or negative size were dropped", finite & ~sized),
-        ("boxes outside their image were dropped", finite & sized & ~inside),
-        (f"boxes reached more than {CLIP_NOTED:g} px over the edge and were clipped", over),
-    ]
-    return clipped, keep, faults
-
-
-def name_some(names):
-    """The first few of many names, and how many more there are."""
-    names = [str(name) for name in names]
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more
-
-
 def read_classes(path):
     """Class names of a text file, one a line, in the order in which they are numbered."""
     try:
@@ -216,63 +129,3 @@ def read_classes(path):
     if not names or len(set(names)) != len(names):
         raise UserError(f"{path}: expected one class name a line, each once; found {names}")
     return names
-
-
-def check_files(records, cache_folder=None):
-    """Raises UserError unless each image is there, whole by its end marker, and of the noted size.
-
-    What was found is kept by path, size and time of change in `cache_folder` (the user's cache
-    folder by default), so that the next run looks at changed files only.
-    """
-    if cache_folder is None:
-        home = os.environ.get("XDG_CACHE_HOME")
-        cache_folder = (Path(home) if home else Path.home() / ".cache") / "detection-data"
-    root = records.root.resolve()
-    store = Path(cache_folder) / f"{hashlib.sha256(str(root).encode()).hexdigest()[:16]}.json"
-    known = _load(store)
-    checks = [(root / file, known.get(file)) for file in records.files]
-    with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(_check, checks, chunksize=64))
-    faults = []
-    for file, result, size in zip(records.files, results, records.sizes.tolist(), strict=True):
-        if isinstance(result, UserError):
-            faults.append(str(result))
-            continue
-        known[file] = result
-        if result[2:] != size:
-            faults.append(f"{root / file}: {result[2:]} (h, w) in the file, {size} in the labels")
-    _store(store, known)
-    if faults:
-        raise UserError(f"{len(faults)} of {len(records)} images are faulty: {name_some(faults)}")
-
-
-def _check(job):
-    """[bytes, time of change, h, w] of a whole image, or the UserError that tells its fault."""
-    path, before = job
-    try:
-        status = path.stat()
-        mark = [status.st_size, status.st_mtime_ns]
-        return before if before and before[:2] == mark else [*mark, *probe_image(path)]
-    except OSError:
-        return UserError(f"{path}: the image is missing")
-    except UserError as error:
-        return error
-
-
-def _load(store):
-    """The dict of an earlier check; empty if there is none that can be read."""
-    try:
-        return json.loads(store.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
-def _store(store, known):
-    """Keeps a check's dict; a folder that cannot be written only costs the next run time."""
-    try:
-        store.parent.mkdir(parents=True, exist_ok=True)
-        part = store.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(known), encoding="utf-8")
-        part.replace(store)
-    except OSError:
-        pass

@@ -42,21 +42,21 @@ SYNTHETIC = Scene("synthetic", SHAPES, (("train", 600), ("val", 100)), 224, (24,
 TINY = Scene("synthetic-tiny", ("speck",), (("train", 400), ("val", 150)), 192, (4, 10), 20, False)
 
 
-def read(root, split, classes=None):
+def read(root, split, classes=None, *, faults):
     """Records of the set of shapes; ROOT/synthetic is written where it is missing."""
-    return _read(SYNTHETIC, root, split, classes)
+    return _read(SYNTHETIC, root, split, classes, faults)
 
 
-def read_tiny(root, split, classes=None):
+def read_tiny(root, split, classes=None, *, faults):
     """Records of the set of specks; ROOT/synthetic-tiny is written where it is missing."""
-    return _read(TINY, root, split, classes)
+    return _read(TINY, root, split, classes, faults)
 
 
-def _read(scene, root, split, classes):
+def _read(scene, root, split, classes, faults):
     folder = Path(root) / scene.folder
     if not folder.is_dir():
         _write_set(folder, scene)
-    return coco.read(folder, "train" if split == "train" else "val", classes=classes)
+    return coco.read(folder, "train" if split == "train" else "val", classes, faults=faults)
 
 
 def _write_set(folder, scene):

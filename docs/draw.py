@@ -20,7 +20,7 @@ from matplotlib.patches import FancyBboxPatch
 import data
 import models
 import recipes
-from utils import cli, vis
+from utils import cli, vis, vis_targets
 from utils.errors import UserError
 from utils.image import read_image
 from utils.log import say
@@ -29,8 +29,6 @@ ROOT = Path(__file__).parent.parent
 SIDE = 336  # pixels of one picture in a sheet
 AUGMENTED = ("yolox-nano", "yolox-s")  # recipes of the two rows of mosaic.jpg
 SEED = 3
-RED = (0, 0, 255)
-OBJECT_COLORS = vis.PALETTE[1:6]  # none of them red
 
 # Rooms of the house: what stands on the sign, and left, bottom, width, height in the picture.
 FLOORS = {
@@ -111,8 +109,7 @@ def assignments(model, records, columns: int = 4) -> np.ndarray:
 
 
 def assignment(model, records, index: int) -> np.ndarray:
-    """One image: each box and its positive cells in one colour, a box without any in red; a dot's
-    radius grows with the stride of its cell."""
+    """One image with its boxes and their positives."""
     image, truth = read_image(records.path(index)), records.boxes_of(index)
     images = torch.from_numpy(image).permute(2, 0, 1)[None]  # [1, 3, H, W]
     targets = {
@@ -122,19 +119,9 @@ def assignment(model, records, index: int) -> np.ndarray:
         "size": torch.tensor([image.shape[:2]]),
     }
     (found,) = model.positives(images, targets)
-    owners = found["gt"].tolist()
-    canvas, boxes = enlarged(image, truth["boxes"])
-    ratio = SIDE / max(image.shape[:2])
-    for gt, box in enumerate(np.round(boxes).astype(int).tolist()):
-        color = OBJECT_COLORS[gt % len(OBJECT_COLORS)] if gt in owners else RED
-        cv2.rectangle(canvas, box[:2], box[2:], color, 2 if gt in owners else 3)
-    for (x, y), gt in zip(found["points"].tolist(), owners, strict=True):
-        stride = next(s for s in model.strides if x % s == s / 2)  # the cell's centre tells it
-        center, radius = (round(x * ratio), round(y * ratio)), 2 + stride // 8
-        cv2.circle(canvas, center, radius + 1, vis.RIM, cv2.FILLED, cv2.LINE_AA)
-        color = OBJECT_COLORS[gt % len(OBJECT_COLORS)]
-        cv2.circle(canvas, center, radius, color, cv2.FILLED, cv2.LINE_AA)
-    return canvas
+    target = {**truth, "ignore_boxes": truth["boxes"][:0], "size": image.shape[:2]}
+    found = {name: value.numpy() for name, value in found.items()}
+    return vis_targets.draw(image, target, found, records.classes, view=SIDE)
 
 
 # ---- the import arrows ----

@@ -1,6 +1,6 @@
 """Detectors and backbones by name, and how to get one: from a recipe or from a checkpoint."""
 
-import dataclasses
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +10,7 @@ from models import cspdarknet
 from models.darknet53 import darknet53
 from models.detector import Detector
 from models.layers import fuse
+from models.optimize import optimize
 from models.yolox import YOLOX
 from utils import checkpoint
 from utils.errors import UserError
@@ -17,12 +18,12 @@ from utils.errors import UserError
 __all__ = [
     "BACKBONES",
     "DETECTORS",
-    "arguments_of",
+    "Checkpoint",
     "build_model",
     "fuse",
     "load",
-    "read_weights",
-    "recipe_of",
+    "optimize",
+    "read",
 ]
 
 DETECTORS = {"yolox": YOLOX}
@@ -40,7 +41,7 @@ BACKBONES = {
 
 def build_model(recipe, classes) -> Detector:
     """The untrained detector of a recipe; an activation among its options is the backbone's too."""
-    options = recipe.model if isinstance(recipe.model, dict) else dataclasses.asdict(recipe.model)
+    options = recipe.model if isinstance(recipe.model, dict) else asdict(recipe.model)
     shared = {name: options[name] for name in ("act",) if name in options}
     backbone = _named(BACKBONES, "backbone", recipe.backbone)(**shared)
     return _named(DETECTORS, "detector", recipe.detector)(
@@ -54,6 +55,40 @@ def build_model(recipe, classes) -> Detector:
     )
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file read once: its weights under our names, and what it says of its model, its classes
+    and the flags of the training that wrote it (none for a published file)."""
+
+    state: dict[str, Tensor]
+    recipe: dict  # version, detector, backbone, model (options), img_size, conf, nms, ...
+    classes: tuple[str, ...]
+    arguments: dict
+
+    def build(
+        self,
+        *,
+        conf: float | None = 0.3,
+        nms: float | None = 0.45,
+        img_size: int | None = None,
+    ) -> Detector:
+        """The trained detector in eval mode. `conf` and `nms` are for looking at detections; None
+        leaves what the file's recipe evaluates at."""
+        asked = {"conf": conf, "nms": nms, "img_size": img_size}
+        given = {name: value for name, value in asked.items() if value is not None}
+        model = build_model(SimpleNamespace(**{**self.recipe, **given}), self.classes)
+        checkpoint.load_weights(model, self.state)
+        return model.eval()
+
+
+def read(path: str | Path) -> Checkpoint:
+    """What is in a file, ours or a published one."""
+    # Imported here because `python -m models.convert` runs that file after importing this one.
+    from models.convert import open_file
+
+    return Checkpoint(*open_file(path))
+
+
 def load(
     path: str | Path,
     *,
@@ -61,38 +96,8 @@ def load(
     nms: float | None = 0.45,
     img_size: int | None = None,
 ) -> Detector:
-    """The trained detector in a file, ours or a published one, in eval mode.
-
-    `conf` and `nms` are for looking at detections; None leaves what the file's recipe evaluates at.
-    """
-    found = _open(path)
-    asked = {"conf": conf, "nms": nms, "img_size": img_size}
-    given = {name: value for name, value in asked.items() if value is not None}
-    model = build_model(SimpleNamespace(**{**found.recipe, **given}), found.classes)
-    checkpoint.load_weights(model, found.state)
-    return model.eval()
-
-
-def arguments_of(path: str | Path) -> dict:
-    """The flags of the training that wrote a file; empty for a published one."""
-    return _open(path).arguments
-
-
-def recipe_of(path: str | Path) -> dict:
-    """What a file says of its model: version, detector, backbone, model (options), img_size, ..."""
-    return _open(path).recipe
-
-
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The weights in a file, ours or a published one, under our names."""
-    return _open(path).state
-
-
-def _open(path):
-    # Imported here because `python -m models.convert` runs that file after importing this one.
-    from models.convert import open_file
-
-    return open_file(path)
+    """The trained detector in a file; see `Checkpoint.build`."""
+    return read(path).build(conf=conf, nms=nms, img_size=img_size)
 
 
 def _named(table: dict, kind: str, name: str):

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from models.layers import Pixels
 from utils import boxes as box_ops
 from utils.errors import UserError
-from utils.image import fit
+from utils.image import fit, fit_ratio
 
 BEFORE_NMS = 3000  # most detections of an image that NMS looks at, best first
+SIDE_MULTIPLE = 32  # pixels; what both sides of an input are a multiple of
 
 
 class Detector(nn.Module):
@@ -40,6 +41,7 @@ class Detector(nn.Module):
         super().__init__()
         self.classes = tuple(classes)
         self.input_hw = tuple(input_hw)
+        self.square = True  # as the published weights were measured; `models.optimize` pads less
         self.conf, self.nms, self.max_dets = conf, nms, max_dets
         self.reverse_channels = pixels.order == "rgb"
         self.normalized = (pixels.mean, pixels.std) != ((0.0,) * 3, (1.0,) * 3)
@@ -59,7 +61,9 @@ class Detector(nn.Module):
         return self.loss(images, targets, weights), None
 
     def positives(self, images: Tensor, targets: dict) -> list[dict]:
-        """What was matched, for drawing: for each image {"points" [P, 2] pixels, "gt" [P]}."""
+        """What was matched, for drawing: for each image {"points" [P, 2] pixels, "gt" [P], the box
+        each belongs to, "strides" [P]}, and "boxes" [P, 4] where anchors are matched. Predictions
+        are made in eval mode; the model is left as it was."""
         raise NotImplementedError
 
     # ---- inference ----
@@ -72,11 +76,20 @@ class Detector(nn.Module):
         """The state that `decode` takes beside the images."""
         return ()
 
+    def network(self, images: Tensor) -> tuple[Tensor, ...]:
+        """What filled-up images give before detections are chosen, in the dtype of the weights."""
+        return self.decode(images)
+
+    def detections(self, outputs: tuple[Tensor, ...], images: Tensor) -> list[dict]:
+        """What `step` returns, of the outputs of `network` for these images."""
+        limits = {"conf": self.conf, "nms": self.nms, "max_dets": self.max_dets}
+        return select(*outputs, **limits)
+
     def step(self, images: Tensor, sizes: Tensor, state=None, new_video=None):
         """(detections, state): for each image {"boxes" [K, 4], "scores" [K], "labels" [K]}, best
         first, not clipped to the image. Rows where `new_video` [B] is true forget their state."""
-        boxes, scores = self.decode(self.fill_padding(images, sizes))
-        return select(boxes, scores, conf=self.conf, nms=self.nms, max_dets=self.max_dets), None
+        filled = self.fill_padding(images, sizes)
+        return self.detections(self.network(filled), filled), None
 
     def predict(self, images: Tensor, sizes: Tensor) -> list[dict]:
         """The detections of single images, clipped to their content."""
@@ -91,40 +104,83 @@ class Detector(nn.Module):
             detections, state = self.step(images, sizes, state, *new_video)
             yield [clipped(found, size) for found, size in zip(detections, sizes, strict=True)]
 
-    @torch.inference_mode()
     def detect(self, image: np.ndarray) -> dict:
         """The detections in one BGR image [H, W, 3], in its own pixels. Call `eval()` before."""
-        if not isinstance(image, np.ndarray) or image.ndim != 3:
-            raise UserError(
-                f"detect takes an image as cv2.imread returns it, [H, W, 3], not {type(image)}; "
-                "imread returns None for a file that it cannot read"
-            )
-        fitted, ratio = fit(image, self.input_hw)
-        canvas = np.zeros((*self.input_hw, 3), np.uint8)
-        canvas[: fitted.shape[0], : fitted.shape[1]] = fitted
+        return self.detect_all([image])[0]
+
+    @torch.inference_mode()
+    def detect_all(self, images: list[np.ndarray]) -> list[dict]:
+        """What `detect` returns for each of several images, computed as one batch."""
+        if not images:
+            return []
+        batch, sizes = self.prepare(images)
+        found, _ = self.step(batch, sizes)
+        return self.restore(found, images)
+
+    def prepare(self, images: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """(uint8 [B, 3, H, W] on the device, sizes [B, 2]) of BGR images of any size: each fitted
+        into `input_hw`, padded to that if `square`, else to the batch's largest."""
+        for image in images:
+            if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3:
+                shape = list(image.shape) if isinstance(image, np.ndarray) else type(image)
+                raise UserError(
+                    f"detect takes an image as cv2.imread returns it, [H, W, 3], not {shape}; "
+                    "imread returns None for a file that it cannot read"
+                )
+        fitted = [fit(image, self.input_hw)[0] for image in images]
+        height, width = self.input_hw
+        if not self.square:
+            height = _padded_side(image.shape[0] for image in fitted)
+            width = _padded_side(image.shape[1] for image in fitted)
+        canvas = np.zeros((len(images), height, width, 3), np.uint8)
+        for place, image in zip(canvas, fitted, strict=True):
+            place[: image.shape[0], : image.shape[1]] = image
         device = self.pixel_mean.device
-        images = torch.from_numpy(canvas).to(device).permute(2, 0, 1)[None]  # [1, 3, H, W]
-        sizes = torch.tensor([fitted.shape[:2]], device=device)
-        (found,), _ = self.step(images, sizes)
-        found["boxes"] = found["boxes"] / ratio
-        return clipped(found, torch.tensor(image.shape[:2], device=device))
+        sizes = torch.tensor([image.shape[:2] for image in fitted], device=device)
+        return torch.from_numpy(canvas).to(device).permute(0, 3, 1, 2), sizes
+
+    def restore(self, detections: list[dict], images: list[np.ndarray]) -> list[dict]:
+        """Detections in what `prepare` made of images, in the pixels of these and clipped."""
+        restored = []
+        for found, image in zip(detections, images, strict=True):
+            size_hw = image.shape[:2]
+            boxes = found["boxes"] / fit_ratio(size_hw, self.input_hw)
+            restored.append(clipped({**found, "boxes": boxes}, torch.tensor(size_hw)))
+        return restored
 
     # ---- pixels ----
 
     def fill_padding(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """Float images whose padding, known from `sizes`, has the colour the weights know it in."""
-        images = images.to(torch.float32, memory_format=torch.channels_last)
+        """Images in the dtype of the weights, channels-last, whose padding, known from `sizes`,
+        has the colour the weights know it in."""
+        if images.device.type == "cpu" and not self.training:
+            return self._filled_by_slices(images, sizes.tolist())
+        images = images.to(self.pixel_padding.dtype, memory_format=torch.channels_last)
         height, width = images.shape[-2:]
         row = torch.arange(height, device=images.device)[:, None]
         column = torch.arange(width, device=images.device)
         content = (row < sizes[:, 0, None, None]) & (column < sizes[:, 1, None, None])  # [B, H, W]
         return torch.where(content[:, None], images, self.pixel_padding)
 
+    def _filled_by_slices(self, images: Tensor, sizes_hw: list[list[int]]) -> Tensor:
+        """Four times as fast as a mask; a GPU would have to be waited for to know the sizes."""
+        dtype, layout = self.pixel_padding.dtype, torch.channels_last
+        filled = images.to(dtype, memory_format=layout, copy=True)
+        for image, (height, width) in zip(filled, sizes_hw, strict=True):
+            image[:, height:] = self.pixel_padding[0]
+            image[:, :height, width:] = self.pixel_padding[0]
+        return filled
+
     def normalize(self, images: Tensor) -> Tensor:
         """Float images in the channel order, with the mean and std, that the backbone expects."""
         if self.reverse_channels:
             images = images.flip(1)
         return (images - self.pixel_mean) / self.pixel_std if self.normalized else images
+
+
+def _padded_side(sides: Iterable[int]) -> int:
+    """The least multiple of SIDE_MULTIPLE that holds the longest."""
+    return -(-max(sides) // SIDE_MULTIPLE) * SIDE_MULTIPLE
 
 
 def select(
@@ -138,24 +194,38 @@ def select(
 ) -> list[dict]:
     """The best class of each location, those of at least `conf`, without those that a better box of
     their class covers: boxes [B, N, 4], scores [B, N, C] -> B dicts, best first."""
-    num_classes = scores.shape[2]
     best, labels = scores.max(dim=2)  # [B, N]
-    best, at = best.topk(min(before_nms, best.shape[1]), dim=1)
-    image, rank = torch.nonzero(best >= conf, as_tuple=True)
-    at = at[image, rank]
-    found_boxes, found_scores, found_labels = boxes[image, at], best[image, rank], labels[image, at]
-    keep = box_ops.nms(found_boxes, found_scores, found_labels + num_classes * image, nms)
-    detections = []
-    for index in range(len(boxes)):
-        chosen = keep[image[keep] == index][:max_dets]
-        detections.append(
-            {
-                "boxes": found_boxes[chosen],
-                "scores": found_scores[chosen],
-                "labels": found_labels[chosen],
-            }
-        )
-    return detections
+    image, at = torch.nonzero(best >= conf, as_tuple=True)
+    found = {"boxes": boxes[image, at], "scores": best[image, at], "labels": labels[image, at]}
+    limits = {"nms": nms, "max_dets": max_dets, "before_nms": before_nms}
+    return without_covered(found, image, len(boxes), **limits)
+
+
+def without_covered(
+    found: dict,
+    image: Tensor,
+    num_images: int,
+    *,
+    nms: float,
+    max_dets: int,
+    before_nms: int = BEFORE_NMS,
+) -> list[dict]:
+    """The detections `found` [M] of the images `image` [M], which rises, as one dict an image, best
+    first, without those that a better box of their class covers."""
+    if len(image) > before_nms:
+        counts = torch.bincount(image, minlength=num_images).tolist()
+        best = [part.topk(min(before_nms, len(part)))[1] for part in found["scores"].split(counts)]
+        starts = [sum(counts[:index]) for index in range(num_images)]
+        best = torch.cat([rows + start for rows, start in zip(best, starts, strict=True)])
+        found, image = {key: value[best] for key, value in found.items()}, image[best]
+    groups = found["labels"] * num_images + image
+    keep = box_ops.nms(found["boxes"], found["scores"], groups, nms)
+    keep = keep[image[keep].argsort(stable=True)]
+    counts = torch.bincount(image[keep], minlength=num_images).tolist()
+    parts = {key: value[keep].split(counts) for key, value in found.items()}
+    return [
+        {key: part[index][:max_dets] for key, part in parts.items()} for index in range(num_images)
+    ]
 
 
 def clipped(found: dict, size_hw: Tensor) -> dict:

@@ -165,10 +165,21 @@ class ResLayer(nn.Module):
         return x + self.layer2(self.layer1(x))
 
 
+class ConvAct(nn.Module):
+    """Convolution with bias, then activation: a ConvBNAct or Focus for inference."""
+
+    def __init__(self, conv: nn.Conv2d, act: nn.Module):
+        super().__init__()
+        self.conv, self.act = conv, act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.conv(x))
+
+
 def fuse(model: nn.Module) -> nn.Module:
     """A copy for inference, in eval mode: batch norms folded into their convolutions, the 6 x 6
     stem laid out. Its outputs are those of `model` up to rounding; its names are its own."""
-    fused = copy.deepcopy(model).eval()
+    fused = copy.deepcopy(model).eval().requires_grad_(False)
     for module in list(fused.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Focus | ConvBNAct):
@@ -176,11 +187,11 @@ def fuse(model: nn.Module) -> nn.Module:
     return fused
 
 
-def _fused(block: nn.Module) -> nn.Sequential:
+def _fused(block: nn.Module) -> ConvAct:
     if isinstance(block, ConvBNAct):
-        return nn.Sequential(fuse_conv_bn_eval(block.conv, block.bn), block.act)
+        return ConvAct(fuse_conv_bn_eval(block.conv, block.bn), block.act)
     folded = fuse_conv_bn_eval(block.conv.conv, block.conv.bn)
     conv = nn.Conv2d(3, folded.out_channels, 6, stride=2, padding=2).to(folded.weight)
-    conv.weight = nn.Parameter(focus_kernel(folded.weight.detach()))
+    conv.weight = nn.Parameter(focus_kernel(folded.weight.detach()), requires_grad=False)
     conv.bias = folded.bias
-    return nn.Sequential(conv, block.conv.act)
+    return ConvAct(conv, block.conv.act)

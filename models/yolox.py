@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models import losses, matchers
 from models.anchors import Level, cells
-from models.detector import Detector
+from models.detector import Detector, without_covered
 from models.layers import ConvBNAct, conv_type
 from models.necks import FPN, PAFPN
 from utils.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
@@ -116,13 +116,16 @@ class YOLOX(Detector):
             self.neck.channels, num_classes=len(classes), width=width, depthwise=depthwise, act=act
         )
 
-    def outputs(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Raw boxes [B, N, 4], objectness [B, N], classes [B, N, C] in float32, of float images."""
+    def network(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Raw boxes [B, N, 4], objectness [B, N], classes [B, N, C] of filled-up images."""
         height, width = images.shape[-2:]
         if height % 32 or width % 32:
             raise UserError(f"YOLOX needs image sides that 32 divides, not {height} x {width}")
-        raw, obj, cls = self.head(self.neck(self.backbone(self.normalize(images))))
-        # Over 256 bfloat16 counts pixels in twos: boxes need float32.
+        return self.head(self.neck(self.backbone(self.normalize(images))))
+
+    def outputs(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What `network` returns, in float32: over 256 bfloat16 counts pixels in twos."""
+        raw, obj, cls = self.network(images)
         return raw.float(), obj.float(), cls.float()
 
     def levels(self, images: Tensor) -> list[Level]:
@@ -135,6 +138,20 @@ class YOLOX(Detector):
         raw, obj, cls = self.outputs(images)
         boxes = cxcywh_to_xyxy(decode_cxcywh(raw, *cells(self.levels(images), raw.device)))
         return boxes, obj.sigmoid()[..., None] * cls.sigmoid()
+
+    def detections(self, outputs: tuple[Tensor, Tensor, Tensor], images: Tensor) -> list[dict]:
+        raw, obj, cls = outputs
+        obj = obj.float().sigmoid()
+        # No class scores higher than the objectness: most locations need no more than that.
+        image, at = torch.nonzero(obj >= self.conf, as_tuple=True)
+        scores = obj[image, at, None] * cls[image, at].float().sigmoid()  # [M, C]
+        scores, labels = scores.max(dim=1)
+        chosen = torch.nonzero(scores >= self.conf).squeeze(1)
+        image, at = image[chosen], at[chosen]
+        cell, stride = (table[at] for table in cells(self.levels(images), raw.device))
+        boxes = cxcywh_to_xyxy(decode_cxcywh(raw[image, at].float(), cell, stride))
+        found = {"boxes": boxes, "scores": scores[chosen], "labels": labels[chosen]}
+        return without_covered(found, image, len(obj), nms=self.nms, max_dets=self.max_dets)
 
     # ---- training ----
 
@@ -221,8 +238,9 @@ class YOLOX(Detector):
         match = self.match(raw, obj, cls, targets, levels)
         cell, stride = cells(levels, raw.device)
         points = ((cell + 0.5) * stride)[match.location]  # [B, P, 2]
+        strides = stride.squeeze(1).long()[match.location]  # [B, P]
         return [
-            {"points": points[b][valid], "gt": match.gt[b][valid]}
+            {"points": points[b][valid], "gt": match.gt[b][valid], "strides": strides[b][valid]}
             for b, valid in enumerate(match.valid)
         ]
 

@@ -157,7 +157,7 @@ def test_mistakes_are_answered_in_a_sentence(command, expected, folder, trained)
     done = run(*command.format(root=folder / "datasets").split(), "--device", "cpu")
     assert done.returncode == 2, done.stdout + done.stderr
     assert expected in done.stderr and "Traceback" not in done.stderr
-    assert len(done.stderr.splitlines()) <= 3
+    assert len(done.stderr.splitlines()) <= 9  # a missing set is answered with the expected tree
 
 
 @pytest.mark.parametrize("script", ["train", "eval", "test", "benchmark"])

@@ -95,7 +95,7 @@ def test_official_files(tmp_path, key):
     assert loaded.classes == ("class0", "class1", "class2") and not loaded.training
     for name, value in original.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value)
-    assert models.recipe_of(tmp_path / "w.pth")["version"] == "yolox-nano"
+    assert models.read(tmp_path / "w.pth").recipe["version"] == "yolox-nano"
 
 
 def test_bare_and_parallel_files(tmp_path):
@@ -122,7 +122,7 @@ def test_our_files_bring_recipe_and_class_names(tmp_path):
 def test_another_class_count_skips_exactly_the_class_predictions(tmp_path):
     nano(tmp_path / "w.pth", num_classes=80)
     model = models.build_model(RECIPES["yolox-nano"], ["a", "b"])
-    state = models.read_weights(tmp_path / "w.pth")
+    state = models.read(tmp_path / "w.pth").state
     skipped = checkpoint.load_weights(model, state, allow=("head.cls_preds.",))
     assert len(skipped) == 6
     with pytest.raises(UserError, match="cls_preds"):

@@ -1,17 +1,21 @@
-from dataclasses import dataclass
+import struct
+import tracemalloc
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 import pytest
 
+from data.builder import Builder
 from data.cache import SharedCache, choose_cache
-from data.clips import Window, videos
+from data.clips import Window
 from data.dataset import WINDOW, Dataset, draw_partner
+from data.faults import Faults
 from data.mosaic import build_transforms
-from data.records import Entry, build
+from data.names import collect
 from recipes import Augment
 from utils.errors import UserError
-from utils.image import fit, read_image
+from utils.image import fit, read_image, reduction
 
 AUGMENT = Augment(mosaic=1.0, mixup=0.5, mosaic_scale=(0.5, 1.5))
 
@@ -19,18 +23,26 @@ AUGMENT = Augment(mosaic=1.0, mixup=0.5, mosaic_scale=(0.5, 1.5))
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
     """Eleven noisy images of several sizes; image 4 is empty; objects 0 a crowd, 1 difficult."""
-    root, rng, entries = tmp_path_factory.mktemp("set"), np.random.default_rng(0), []
+    root, rng = tmp_path_factory.mktemp("set"), np.random.default_rng(0)
+    builder = Builder(root, ("a", "b", "c"), Faults(), videos=("even", "odd"))
     for number in range(11):
         height, width = (int(side) for side in rng.integers(40, 90, 2))
         image = cv2.resize(rng.integers(0, 256, (6, 6, 3), np.uint8), (width, height))
         cv2.imwrite(str(root / f"{number}.png"), image)
-        entry = Entry(
-            f"{number}.png", (height, width), 100 + number, video=number % 2, frame=20 - number
-        )
+        size_hw, video = (height, width), number % 2
+        row = builder.image(f"{number}.png", size_hw, 100 + number, video, frame=20 - number)
         for k in range(0 if number == 4 else 3):
-            entry.add((2 + 9 * k, 3, 25 + k, 35), k, crowd=k == 0, difficult=k == 1)
-        entries.append(entry)
-    return build(root, ("a", "b", "c"), entries, videos=("even", "odd"))
+            builder.box(row, (2 + 9 * k, 3, 25 + k, 35), k, crowd=k == 0, difficult=k == 1)
+    return builder.records()
+
+
+def one_image(path, size_hw, boxes=()):
+    """A set of one image."""
+    builder = Builder(path.parent, ("a",), Faults())
+    row = builder.image(path.name, size_hw)
+    for box in boxes:
+        builder.box(row, box, 0)
+    return builder.records()
 
 
 def make(records, **changes):
@@ -138,7 +150,6 @@ def test_multi_scale_resizes_image_and_boxes(records):
 
 
 def test_windows_lie_in_one_video_by_frame_number(records):
-    assert [video.tolist() for video in videos(records)] == [[10, 8, 6, 4, 2, 0], [9, 7, 5, 3, 1]]
     dataset = make(records, clip=Window(3), train=False, transforms=[])
     clips = [dataset[0, position, None] for position in range(len(dataset))]
     assert [clip["indices"] for clip in clips[:2]] == [[10, 8, 6], [8, 6, 4]]
@@ -176,7 +187,7 @@ def test_a_sampler_may_draw_and_name_roles(records):
 
 def test_an_image_that_changed_is_named(records, tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((20, 30, 3), np.uint8))
-    changed = build(tmp_path, ("a",), [Entry("a.png", (30, 20))])
+    changed = one_image(tmp_path / "a.png", (30, 20))
     with pytest.raises(UserError, match=r"a.png: the image is \(20, 30\)"):
         make(changed)[0, 0, None]
 
@@ -184,3 +195,70 @@ def test_an_image_that_changed_is_named(records, tmp_path):
 def test_a_cache_that_cannot_fit_is_refused():
     with pytest.raises(UserError, match="--cache needs"):
         choose_cache(10**9, (640, 640), window=0, limit=2**30, whole=True)
+
+
+def test_reduction_leaves_enough_pixels():
+    assert reduction((480, 640), (416, 416)) == 1
+    assert reduction((480, 640), (320, 320)) == reduction((481, 640), (320, 320)) == 2
+    assert reduction((480, 642), (320, 320)) == reduction((480, 639), (320, 320)) == 1
+    assert reduction((720, 960), (320, 320)) == 2 and reduction((720, 959), (320, 320)) == 1
+    assert reduction((3000, 4000), (640, 640)) == 4
+    assert reduction((3000, 4000), (320, 320)) == reduction((30000, 40000), (320, 320)) == 8
+
+
+def with_orientation(jpeg, orientation):
+    """The file with an EXIF block of one entry."""
+    block = b"Exif\0\0II*\0" + struct.pack("<IHHHIII", 8, 1, 0x0112, 3, 1, orientation, 0)
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + jpeg[2:]
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("size_hw, reduce", [((203, 301), 2), ((203, 256), 4), ((101, 128), 2)])
+def test_a_large_jpeg_is_decoded_smaller_for_training_only(tmp_path, orientation, size_hw, reduce):
+    y, x = np.mgrid[0 : size_hw[0], 0 : size_hw[1]]
+    smooth = np.stack([y, x * 0.8, (x + y) * 0.5], axis=-1).astype(np.uint8)
+    content = cv2.imencode(".jpg", smooth, [cv2.IMWRITE_JPEG_QUALITY, 98])[1].tobytes()
+    path = tmp_path / "a.jpg"
+    path.write_bytes(with_orientation(content, orientation))
+    size_hw = size_hw if orientation == 1 else size_hw[::-1]
+    records = one_image(path, size_hw, [(40, 60, 80, 100)])
+    found = {}
+    for train in (True, False):
+        sample = make(records, train=train, transforms=[])[0, 0, None]
+        found[train] = sample["images"][0], sample["targets"][0]["boxes"].tolist()
+    whole, _ = fit(read_image(path), (64, 64))
+    assert read_image(path, reduce).shape[:2] == tuple(side // reduce for side in size_hw)
+    assert np.array_equal(found[False][0], whole)
+    assert found[True][0].shape == whole.shape and found[True][1] == found[False][1]
+    # Half a pixel, and one by which the whole image is squeezed where its fitted size is truncated.
+    assert np.abs(found[True][0].astype(int) - whole).max() <= 1.5 * reduce
+    assert not np.array_equal(found[True][0], whole)
+
+
+def test_a_large_png_is_decoded_as_it_is(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "a.png"), noise)
+    records = one_image(tmp_path / "a.png", (200, 200))
+    [image] = make(records, transforms=[])[0, 0, None]["images"]
+    assert np.array_equal(image, fit(noise, (64, 64))[0])
+
+
+def test_a_set_costs_arrays_not_objects(tmp_path):
+    """Python's objects would be copied into each worker as it counts references to them."""
+    count = 50_000
+    stills = {
+        "image_ids": np.arange(count),
+        "sizes": np.full((count, 2), 64, np.int32),
+        "starts": np.zeros(count + 1, np.int64),
+        "video": np.full(count, -1),
+        "frame": np.zeros(count, np.int64),
+    }
+    empty = one_image(tmp_path / "a.png", (64, 64))
+    records = replace(empty, files=collect(["a.png"] * count), **stills)
+    tracemalloc.start()
+    dataset = make(records, transforms=[])
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((64, 64, 3), np.uint8))
+    assert len(dataset) == count and dataset[0, count - 1, None]["files"] == ["a.png"]
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert used < 40 * count  # four columns of numbers

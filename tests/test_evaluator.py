@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from data.builder import Builder
+from data.faults import Faults
 from utils.evaluator import LINES, Evaluator
+from utils.truth import truth_of
 
 CLASSES, IDS = ("cat", "dog", "bird"), (7, 3, 90)  # not sorted, so that a mix-up would show
 ENGINES = ["faster", "pycocotools"]
@@ -195,7 +198,7 @@ def test_shards_equal_whole(engine, seed):
             part.add([i + 1], [found(detections[i])])
         parts.append(part)
     merged = Evaluator(truth(objects, images), CLASSES, IDS, engine=engine)
-    merged._parts = [part.rows() for part in parts]  # what gather receives
+    merged._parts = [part._columns() for part in parts]  # what gather receives
     assert merged.results() == whole.results()
     assert merged.compute() == whole.compute()
 
@@ -240,3 +243,122 @@ def test_plain_engine_where_the_fast_one_is_missing(monkeypatch):
     assert score(objects, detections, "auto", images).compute()["AP"] > 0
     with pytest.raises(ImportError):
         score(objects, detections, "faster", images).compute()
+
+
+def tied_case(seed):
+    """Like random_case, with whole coordinates and few different scores: many ties; many
+    detections of a class in an image, and a class whose objects are all crowds."""
+    objects, detections, images = random_case(seed, images=9)
+    rng = np.random.default_rng(seed)
+    objects = [(*row[:2], *map(round, row[2:6]), row[1] == 2 or row[6], row[7]) for row in objects]
+    for rows in detections:
+        rows += [
+            (int(rng.integers(0, 3)), 0, *(box := rng.integers(0, 400, 2)), *(box + 20))
+            for _ in range(rng.integers(0, 3) * 150)
+        ]
+    detections = [
+        [(row[0], round(float(rng.random()), 1), *map(round, map(float, row[2:]))) for row in rows]
+        for rows in detections
+    ]
+    return objects, detections, images
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_engines_agree_on_ties_limits_and_sizes(seed):
+    pytest.importorskip("faster_coco_eval")
+    objects, detections, images = tied_case(seed)
+    more = {"max_dets": (200, 30), "areas": {"tiny": (0, 25), "wide": (140, np.inf)}}
+    faster = score(objects, detections, "faster", images, **more).compute()
+    plain = score(objects, detections, "pycocotools", images, **more).compute()
+    names = [name for name, value in plain.items() if isinstance(value, float)]
+    assert len(names) == 12 + 10 + 6 and "AP wide 140-inf px" in names
+    assert [faster[name] for name in names] == pytest.approx(
+        [plain[name] for name in names], abs=1e-12
+    )
+    assert plain["per_class"][2]["AP"] == faster["per_class"][2]["AP"] == -1
+    assert faster["notes"] == plain["notes"]
+
+
+def test_more_detections_of_a_class_than_coco_counts(engine):
+    wrong = [(0, 0.5 + 0.001 * i, 150, 150, 160, 160) for i in range(120)]
+    right = (0, 0.1, 10, 10, 50, 50)
+    gt = [(1, 0, 10, 10, 50, 50)]
+    evaluator = score(gt, [[*wrong, right]], engine, max_dets=(300, 100))
+    numbers = evaluator.compute()
+    assert (numbers["AR100"], numbers["AR@100"], numbers["AR@300"]) == (0, 0, 1)
+    assert numbers["AP"] == 0 and numbers["AP50@300"] == pytest.approx(1 / 121)
+    lines = evaluator.extra_table().splitlines()
+    assert lines[0] == "with at most 100, 300 detections of a class in an image:"
+    asked = [int(line.split("maxDets=")[1].split()[0]) for line in lines[1:]]
+    assert asked == [100, 300, 300, 300, 300, 300, 100, 300, 300, 300, 300]
+    assert len({len(line) for line in lines[1:] if "-1" not in line}) == 1
+    assert evaluator.table() == score(gt, [[*wrong, right]], engine).table()
+
+
+def test_sizes_by_their_side(engine):
+    objects = [(1, 0, 0, 0, 16, 16), (1, 0, 100, 100, 117, 117), (1, 0, 200, 200, 300, 300)]
+    areas = {"tiny": (0, 16), "next": (16.5, 99), "none": (1, 2)}
+    evaluator = score(objects, [[(0, 0.9, 0, 0, 16, 16)]], engine, areas=areas)
+    numbers = evaluator.compute()
+    assert numbers["AP tiny 0-16 px"] == pytest.approx(1)
+    assert numbers["AR tiny 0-16 px"] == 1
+    assert numbers["AP50 next 16.5-99 px"] == 0 and numbers["AP none 1-2 px"] == -1
+    assert "-1: no ground truth of this size: medium, none 1-2 px" in numbers["notes"]
+    assert evaluator.extra_table().count("| area=   tiny 0-16 px | maxDets=100 ]") == 3
+
+
+def test_what_is_not_finite_is_left_out_and_counted(engine):
+    evaluator = Evaluator(truth([(1, 0, 0, 0, 50, 50)]), CLASSES, IDS, engine=engine)
+    rows = [(0, 0.9, 0, 0, 50, 50), (0, np.nan, 0, 0, 9, 9), (0, 0.95, 0, np.inf, 9, 9)]
+    evaluator.add([1], [found(rows)])
+    assert len(evaluator) == 1 and evaluator.compute()["AP"] == pytest.approx(1)
+    assert evaluator.compute()["notes"][0] == "2 detections that are not finite were left out"
+
+
+def test_half_precision_and_large_ids(engine):
+    ids = [2**62 + 1, 2**62]
+    case = truth([(1, 0, 0, 0, 50, 50)])
+    case["images"] = [{"id": image_id} for image_id in ids]
+    case["annotations"][0]["image_id"] = ids[0]
+    evaluator = Evaluator(case, CLASSES, IDS, engine=engine)
+    one = {name: value.bfloat16() for name, value in found([(0, 0.5, 0, 0, 50, 50)]).items()}
+    evaluator.add(ids, [one, found([(0, 0.75, 9, 9, 50, 50)])])
+    assert evaluator.compute()["AP50"] == pytest.approx(0.5)
+    assert [row["image_id"] for row in evaluator.results()] == ids[::-1]
+
+
+def test_table_of_classes(engine):
+    objects = [(1, 0, 0, 0, 50, 50), (1, 1, 100, 100, 150, 150), (1, 1, 200, 100, 250, 150)]
+    rows = [(0, 0.9, 0, 0, 50, 50), (1, 0.5, 300, 300, 309, 309)]
+    table = score(objects, [rows], engine).per_class_table(voc=True).splitlines()
+    assert [line.split()[0] for line in table] == ["class", "cat", "dog", "bird"]  # best first
+    assert table[1].split() == ["cat", *["1.000"] * 6, "1", "1"]
+    assert table[2].split() == ["dog", *["0.000"] * 6, "2", "1"]
+    assert table[3].split() == ["bird", *["-"] * 6, "0", "0"]
+    assert len(set(map(len, table))) == 1
+
+
+def test_voc_numbers_have_their_rules_names(engine):
+    evaluator = score([(1, 0, 0, 0, 50, 50)], [[(0, 0.9, 0, 0, 50, 50)]], engine)
+    assert evaluator.voc_table() == (
+        " VOC07 11-point  AP @[ IoU 0.50, mean of 1 class ] = 1.000\n"
+        " VOC area        AP @[ IoU 0.50, mean of 1 class ] = 1.000"
+    )
+    assert "no object counts" in score([], [[]], engine).voc_table()
+
+
+def test_records_and_their_coco_form_are_the_same_truth(tmp_path):
+    builder = Builder(tmp_path, CLASSES, Faults(), category_ids=IDS)
+    for image_id in (900, 12, 5):
+        row = builder.image(f"{image_id}.jpg", (400, 500), image_id)
+        builder.box(row, (1, 2, 31, 42), image_id % 3)
+        builder.box(row, (1.5, 2, 300, 42), 1, difficult=True)
+        builder.box(row, (0, 0, 500, 400), 2, crowd=True, difficult=True, area=77)
+    records = builder.records()
+    ours, coco = (truth_of(given, IDS) for given in (records, records.ground_truth()))
+    for name, column in vars(ours).items():
+        np.testing.assert_array_equal(column, vars(coco)[name], name)
+    assert ours.objects().tolist() == [2, 0, 1] and ours.areas[1::3].tolist() == [-1, -1, -1]
+    evaluator = Evaluator(records, CLASSES, IDS)
+    evaluator.add([12], [found([(0, 0.5, 1, 2, 31, 42)])])
+    assert evaluator.compute()["per_class"][0]["AP"] == pytest.approx(51 / 101)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from data.builder import Builder
 from data.clips import Window
+from data.faults import Faults
 from data.loader import build_loader, collate
-from data.records import Entry, build
 from recipes import Augment
 from utils.errors import UserError
 
@@ -22,16 +23,16 @@ AUGMENT = Augment(mosaic=0.7, mixup=0.5, mosaic_scale=(0.5, 1.5))
 @pytest.fixture
 def records(tmp_path):
     """Thirteen noisy images of several sizes; image 4 is empty; one video."""
-    rng, entries = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    builder = Builder(tmp_path, ("a", "b", "c"), Faults(), videos=("v",))
     for number in range(13):
         height, width = (int(side) for side in rng.integers(40, 90, 2))
         image = cv2.resize(rng.integers(0, 256, (6, 6, 3), np.uint8), (width, height))
         cv2.imwrite(str(tmp_path / f"{number}.png"), image)
-        entry = Entry(f"{number}.png", (height, width), video=0, frame=number)
+        row = builder.image(f"{number}.png", (height, width), video=0, frame=number)
         for k in range(0 if number == 4 else number % 3 + 1):
-            entry.add((2 + 9 * k, 3, 25 + k, 35), k)
-        entries.append(entry)
-    return build(tmp_path, ("a", "b", "c"), entries, videos=("v",))
+            builder.box(row, (2 + 9 * k, 3, 25 + k, 35), k)
+    return builder.records()
 
 
 def make(records, **changes):
@@ -146,6 +147,16 @@ def test_resume_is_the_tail(records, monkeypatch):
     assert same(list(loader.batches(1, first=4)), whole[4:])
     assert len(seen) == 4  # what lies before is not made
     assert list(loader.batches(1, first=6)) == []
+
+
+def test_an_epoch_is_planned_as_it_goes(records, monkeypatch):
+    loader = make(records)
+    keys, planned = loader._keys, []
+    monkeypatch.setattr(loader, "_keys", lambda *step: planned.append(step) or keys(*step))
+    batches = loader.batches(5, first=1)
+    assert not planned
+    next(batches)
+    assert planned == [(5, 1)]
 
 
 def test_ranks_share_what_one_process_sees(records):

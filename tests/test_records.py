@@ -1,40 +1,22 @@
-import math
-
-import cv2
-import numpy as np
 import pytest
 
-from data import records as module
-from data.records import Entry, build, check_files, read_classes
+from data.builder import Builder
+from data.faults import Faults
+from data.records import read_classes
 from utils.errors import UserError
 
 
 def make_records(root="x"):
     """Three images: two objects, none, a crowd and a difficult object."""
-    first, empty, last = (
-        Entry("a.jpg", (50, 100), 7),
-        Entry("b.jpg", (60, 80), 9),
-        Entry("c.jpg", (10, 10), 30),
-    )
-    first.add((10, 10, 30, 40), 1)
-    first.add((-1, 20, 120, 30.5), 0, area=77)
-    last.add((0, 0, 5, 5), 1, crowd=True)
-    last.add((2, 2, 8, 8), 0, difficult=True)
-    return build(root, ("cat", "dog"), [first, empty, last], category_ids=(3, 18))
-
-
-def test_faulty_boxes_are_dropped_and_counted():
-    entry = Entry("a.jpg", (50, 100))
-    entry.add((5, 5, 5, 9), 0)  # no width
-    entry.add((9, 5, 5, 9), 0)  # negative width
-    entry.add((100, 5, 120, 9), 0)  # outside
-    entry.add((math.nan, 5, 120, 9), 0)
-    entry.add((math.inf, 5, 120, 9), 0)
-    entry.add((1, 2, 3, 4), 1)
-    records = build("x", ("cat", "dog"), [entry])
-    assert records.boxes.tolist() == [[1, 2, 3, 4]] and records.labels.tolist() == [1]
-    assert [note.split()[0] for note in records.notes] == ["2", "2", "1"]
-    assert all("a.jpg" in note for note in records.notes)
+    builder = Builder(root, ("cat", "dog"), Faults(), category_ids=(3, 18))
+    first = builder.image("a.jpg", (50, 100), 7)
+    builder.image("b.jpg", (60, 80), 9)
+    last = builder.image("c.jpg", (10, 10), 30)
+    builder.box(first, (10, 10, 30, 40), 1)
+    builder.box(last, (0, 0, 5, 5), 1, crowd=True)
+    builder.box(first, (-1, 20, 120, 30.5), 0, area=77)
+    builder.box(last, (2, 2, 8, 8), 0, difficult=True)
+    return builder.records()
 
 
 def test_columns():
@@ -49,18 +31,19 @@ def test_columns():
     assert "20 px" not in records.summary() and "clipped: a.jpg" in records.summary()
 
 
-def test_images_without_ids_or_boxes():
-    records = build("x", ("cat",), [Entry("a.jpg", (5, 5)), Entry("b.jpg", (5, 5))])
-    assert records.image_ids.tolist() == [1, 2] and records.category_ids == (1,)
-    assert records.boxes.shape == (0, 4) and records.ground_truth()["annotations"] == []
-    with pytest.raises(UserError, match="no images"):
-        build("x", ("cat",), [])
-
-
 def test_limit_keeps_the_first_images():
     records = make_records().limit(2)
     assert len(records) == 2 and len(records.boxes) == len(records.areas) == 2
     assert len(make_records().limit(99)) == 3
+
+
+def test_subset_takes_boxes_along():
+    records = make_records().subset([2, 0])
+    assert records.files == ("c.jpg", "a.jpg") and records.image_ids.tolist() == [30, 7]
+    assert records.starts.tolist() == [0, 2, 4] and records.areas.tolist() == [25, 36, 600, 77]
+    assert records.crowd.tolist() == [True, False, False, False]
+    none = make_records().subset([])
+    assert len(none) == 0 and none.boxes.shape == (0, 4) and none.starts.tolist() == [0]
 
 
 def test_ground_truth_is_coco():
@@ -77,43 +60,6 @@ def test_ground_truth_is_coco():
     }
     assert [item["iscrowd"] for item in truth["annotations"]] == [0, 0, 1, 0]
     assert [item["area"] for item in truth["annotations"]] == [600, 77, 25, -1]
-
-
-def write_images(records):
-    for file, (height, width) in zip(records.files, records.sizes, strict=True):
-        path = records.root / file
-        path.write_bytes(cv2.imencode(path.suffix, np.zeros((height, width, 3), np.uint8))[1])
-
-
-def test_check_files(tmp_path, monkeypatch):
-    records, store = make_records(tmp_path), tmp_path / "store"
-    write_images(records)
-    check_files(records, store)
-
-    def fail(path):
-        raise AssertionError("the cache knows this file")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "probe_image", fail)
-        check_files(records, store)
-
-    path = records.path(1)
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(UserError, match="1 of 3 images are faulty.*b.jpg.*cut off"):
-        check_files(records, store)
-    path.unlink()
-    with pytest.raises(UserError, match="b.jpg: the image is missing"):
-        check_files(records, store)
-    path.write_bytes(cv2.imencode(".jpg", np.zeros((80, 60, 3), np.uint8))[1])
-    with pytest.raises(UserError, match=r"b.jpg: \[80, 60\].*\[60, 80\] in the labels"):
-        check_files(records, store)
-
-
-def test_check_files_without_a_place_for_its_cache(tmp_path):
-    records = make_records(tmp_path)
-    write_images(records)
-    (tmp_path / "file").write_text("")
-    check_files(records, tmp_path / "file")
 
 
 def test_read_classes(tmp_path):

@@ -5,6 +5,7 @@ import torch
 
 from utils import vis
 from utils.errors import UserError
+from utils.verdicts import judge
 
 CLASSES = tuple(f"class number {i}" for i in range(100))
 GROUND = 90
@@ -110,37 +111,69 @@ def test_save(tmp_path):
         vis.save(path / "below a file.png", image)
 
 
-def test_no_screen_no_window(monkeypatch):
-    monkeypatch.setattr(vis.sys, "platform", "linux")
-    monkeypatch.delenv("DISPLAY", raising=False)
-    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    assert not vis.can_show()
+def test_pictures_too_small_for_a_label_have_the_box_alone():
+    large = vis.draw(blank(300, 400), detection([[20, 30, 45, 50]], [0.9], [0]), CLASSES)
+    small = vis.draw(blank(60, 60), detection([[20, 30, 45, 50]], [0.9], [0]), CLASSES)
+    colored = [(canvas == vis.color_of(0)).all(2) for canvas in (large, small)]
+    assert colored[0][10:29].any() and not colored[1][:29].any()
+    assert colored[0][30, 20] and colored[1][30, 20]
 
 
-def test_a_screen_that_is_not_there(monkeypatch):
-    monkeypatch.setattr(vis.sys, "platform", "linux")
-    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    monkeypatch.setenv("DISPLAY", ":987")
-    assert not vis.can_show()
-
-
-def test_headless_build_has_no_windows(monkeypatch):
-    monkeypatch.setattr(vis.sys, "platform", "win32")
-    monkeypatch.setattr(
-        cv2, "getBuildInformation", lambda: "\n  GUI:                  NONE\n    GTK+: NO\n"
+def test_name_without_score_where_both_are_too_wide():
+    short = ("cat", "dog")
+    wide, narrow = (
+        vis.draw(blank(100, width), detection([[5, 50, 30, 90]], [0.9], [0]), short)
+        for width in (300, 120)
     )
-    assert not vis.can_show()
-    monkeypatch.setattr(cv2, "getBuildInformation", lambda: "\n  GUI:                  WIN32UI\n")
-    assert vis.can_show()
+    plates = [(canvas[20:45] == vis.color_of(0)).all(2).any(0).sum() for canvas in (wide, narrow)]
+    assert 15 < plates[1] < 45 < plates[0]
 
 
-def test_show_ends_at_a_key_or_a_closed_window(monkeypatch):
-    keys = iter([-1, 0x100000 + ord("q")])
-    monkeypatch.setattr(cv2, "namedWindow", lambda *_: None)
-    monkeypatch.setattr(cv2, "resizeWindow", lambda *_: None)
-    monkeypatch.setattr(cv2, "imshow", lambda *_: None)
-    monkeypatch.setattr(cv2, "waitKey", lambda _: next(keys, -1))
-    monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: 1.0)
-    assert vis.show("x", blank(10, 10)) == ord("q")
-    monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: 0.0)
-    assert vis.show("x", blank(10, 10)) == -1
+def test_drawing_the_same_label_again_gives_the_same_picture():
+    one = detection([[50, 100, 150, 200]], [0.9], [0])
+    first = vis.draw(blank(300, 300), one, CLASSES)
+    assert np.array_equal(first, vis.draw(blank(300, 300), one, CLASSES))
+
+
+def test_verdicts_have_their_colours_and_a_legend():
+    found = {
+        "boxes": np.float32([[20, 60, 80, 120], [120, 60, 180, 120], [220, 60, 280, 120]]),
+        "scores": np.float32([0.9, 0.8, 0.7]),
+        "labels": np.array([0, 1, 0]),
+    }
+    truth = {
+        "boxes": np.float32(
+            [[20, 60, 80, 120], [120, 60, 180, 120], [320, 60, 380, 120], [420, 60, 480, 120]]
+        ),
+        "labels": np.array([0, 0, 0, 0]),
+        "crowd": np.array([False] * 3 + [True]),
+        "difficult": np.zeros(4, bool),
+    }
+    judged = judge(found, truth)
+    assert judged.verdicts == ["right", "wrong class", "false"]
+    canvas = vis.draw_verdicts(blank(200, 500), found, truth, judged, ("cat", "dog"))
+    assert canvas.shape[0] > 200 and canvas.shape[1] == 500
+    for x, verdict in ((20, "right"), (120, "wrong class"), (220, "false")):
+        assert (canvas[70:110, x] == vis.VERDICTS[verdict]).all(1).all()
+    for x, verdict in ((320, "missed"), (420, "ignored")):  # dashed
+        assert 0.3 < (canvas[62:118, x] == vis.VERDICTS[verdict]).all(1).mean() < 0.9
+    legend = canvas[200:]
+    for color in vis.VERDICTS.values():
+        assert (legend == color).all(2).any()
+
+
+@pytest.mark.parametrize("size", [(10, 20), (60, 60), (400, 90), (1500, 2000)])
+def test_legend_fits_any_picture(size):
+    entries = [(vis.color_of(i), f"{i} of this kind") for i in range(7)]
+    canvas = vis.with_legend(blank(*size), entries)
+    assert canvas.shape[0] > size[0] and canvas.shape[1] >= size[1]
+    assert (canvas[: size[0], : size[1]] == GROUND).all()
+    for color, _ in entries:
+        assert (canvas[size[0] :] == color).all(2).sum() > 300
+
+
+def test_note_is_in_the_corner():
+    canvas = blank(300, 400)
+    vis.note(canvas, "12.5 frames/s, 3 objects")
+    assert (canvas[1, 1] == vis.RIM).all() and not changed(canvas)[60:].any()
+    vis.note(blank(5, 5), "no room for it")

@@ -5,7 +5,9 @@ files that hold more (a NumPy number, a pickled module, an argparse namespace) g
 that knows tensors and numbers, makes an empty record of every other class, and calls nothing else.
 """
 
+import contextlib
 import os
+import re
 import uuid
 import warnings
 import zipfile
@@ -17,6 +19,11 @@ from torch import Tensor, nn
 from utils.errors import UserError
 from utils.unpickle import read_inert
 
+START = 16  # bytes that tell what kind of file it is
+FOREIGN = {
+    rb"\s*<": "is a web page, not a checkpoint: the download failed; fetch the file itself again",
+    rb".{3}\0{5}\{": "is a safetensors file; save its tensors with torch.save and name that file",
+}
 STATE_KEYS = ("ema", "model", "state_dict", "model_state", "params")
 
 
@@ -52,7 +59,8 @@ def save(path: str | Path, content: dict):
             "another folder (a file that was there before is unharmed)"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where not even its folder could be made
+            temporary.unlink(missing_ok=True)
 
 
 def _portable(value, where: str, strings: dict):
@@ -85,12 +93,15 @@ def read(path: str | Path) -> dict:
         raise UserError(f"{path} is a folder; name the checkpoint in it")
     try:
         with open(path, "rb") as file:
-            start = file.read(4)
+            start = file.read(START)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     if not start:
         raise UserError(f"{path} is empty; its writing or download was interrupted")
-    zipped = start == b"PK\x03\x04"
+    for mark, sentence in FOREIGN.items():
+        if re.match(mark, start, re.DOTALL):
+            raise UserError(f"{path} {sentence}")
+    zipped = start.startswith(b"PK\x03\x04")
     if zipped and not zipfile.is_zipfile(path):
         raise UserError(f"{path} is cut off; its writing or download was interrupted")
     try:

@@ -102,9 +102,11 @@ def add_switch(group, name: str, text: str):
     group.add_argument(f"--{name}", f"--no_{name}", action=Switch, dest=name, help=text)
 
 
-def add_weight_flags(group, conf: float, nms: float | None = None):
+def add_weight_flags(group, conf: float, nms: float | None = None, required: bool = True):
     """Adds --weight, --img_size, --conf and --nms, with these defaults (None: the recipe's)."""
-    group.add_argument("--weight", required=True, metavar="FILE", help="checkpoint, ours or public")
+    group.add_argument(
+        "--weight", required=required, metavar="FILE", help="checkpoint, ours or public"
+    )
     group.add_argument(
         "--img_size", type=side, metavar="PX", help="side of the input (the model's)"
     )

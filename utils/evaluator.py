@@ -1,192 +1,292 @@
-"""COCO numbers of detections against a COCO-format ground truth, whatever set that came from."""
+"""The numbers of detections against a set's objects: COCO's, VOC's, and those of each class."""
 
-import contextlib
-import io
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from utils import dist
+from utils import coco_engine, dist, voc_map
+from utils.truth import Detections, truth_of
 
-# name, line of the table: (average precision?, IoU threshold, size range, detections per image)
+
+class Line(NamedTuple):
+    """What one number is of: average precision or recall, at an IoU (None: the mean over all ten),
+    of objects in a range of sizes, with so many detections of a class in an image."""
+
+    is_ap: bool
+    iou: float | None
+    size: str
+    limit: int
+
+
 LINES = {
-    "AP": (True, None, "all", 100),
-    "AP50": (True, 0.5, "all", 100),
-    "AP75": (True, 0.75, "all", 100),
-    "APs": (True, None, "small", 100),
-    "APm": (True, None, "medium", 100),
-    "APl": (True, None, "large", 100),
-    "AR1": (False, None, "all", 1),
-    "AR10": (False, None, "all", 10),
-    "AR100": (False, None, "all", 100),
-    "ARs": (False, None, "small", 100),
-    "ARm": (False, None, "medium", 100),
-    "ARl": (False, None, "large", 100),
+    "AP": Line(True, None, "all", 100),
+    "AP50": Line(True, 0.5, "all", 100),
+    "AP75": Line(True, 0.75, "all", 100),
+    "APs": Line(True, None, "small", 100),
+    "APm": Line(True, None, "medium", 100),
+    "APl": Line(True, None, "large", 100),
+    "AR1": Line(False, None, "all", 1),
+    "AR10": Line(False, None, "all", 10),
+    "AR100": Line(False, None, "all", 100),
+    "ARs": Line(False, None, "small", 100),
+    "ARm": Line(False, None, "medium", 100),
+    "ARl": Line(False, None, "large", 100),
 }
-SIZES = ("all", "small", "medium", "large")
 LIMITS = (1, 10, 100)
-FIRST_IOU = {None: slice(None), 0.5: slice(0, 1), 0.75: slice(5, 6)}  # of 0.50, 0.55, ... 0.95
+# Sides of a square of that area, in pixels; both ends belong to the range.
+SIZES = {"all": (0, 1e5), "small": (0, 32), "medium": (32, 96), "large": (96, 1e5)}
+AP_BESIDE_THE_FIRST = ("AP50", "AP75", "APs", "APm", "APl")
+IOU_ROWS = {None: slice(None), 0.5: slice(0, 1), 0.75: slice(5, 6)}  # of 0.50, 0.55, ... 0.95
 
 
 class Evaluator:
     """Collects detections of a data set and scores them.
 
     Crowds (iscrowd 1) may match any number of detections and count for nothing; an object whose
-    area is -1 counts for nothing and matches one detection (VOC's difficult ones). `engine` is
-    "faster" (faster-coco-eval), "pycocotools", or "auto": the first that is installed.
+    area is -1 counts for nothing and matches one detection (VOC's difficult ones). `ground_truth`
+    is the set's Records, or a dict in COCO's format. `engine` is "faster" (faster-coco-eval),
+    "pycocotools", or "auto": the first that is installed. `max_dets` and `areas`, as in
+    {"tiny": (0, 16)} pixels of a side, ask for the lines of `extra_table`.
     """
 
     def __init__(
         self,
-        ground_truth: dict,
+        ground_truth,
         classes: tuple[str, ...],
         category_ids: tuple[int, ...],
         *,
         engine: str = "auto",
-        max_dets: int = 100,
+        max_dets: tuple[int, ...] = (),
+        areas: dict[str, tuple[float, float]] | None = None,
     ):
-        self.ground_truth = ground_truth
-        self.classes, self.category_ids = tuple(classes), np.asarray(category_ids, np.int64)
-        self.engine = engine
-        self._parts: list[np.ndarray] = []
+        self.classes = tuple(classes)
+        self.truth = truth_of(ground_truth, category_ids)
+        self.max_dets = tuple(sorted(set(max_dets)))
+        areas = {f"{name} {lo:g}-{hi:g} px": (lo, hi) for name, (lo, hi) in (areas or {}).items()}
+        self.sizes = {**SIZES, **areas}
+        self._curves = coco_engine.named(engine)
+        self._parts: list[tuple] = []  # image ids, labels, boxes xywh, scores
+        self._not_finite = 0
         self._metrics: dict | None = None
+
+    def __len__(self):
+        return sum(len(scores) for *_, scores in self._parts)
 
     def add(self, image_ids, detections: list[dict]):
         """Takes each image's boxes (xyxy in its own pixels), scores and labels (0..C-1)."""
+        if not detections:
+            return
+        boxes, scores, labels = (
+            _joined([found[name] for found in detections]) for name in ("boxes", "scores", "labels")
+        )
+        counts = [len(found["scores"]) for found in detections]
+        ids = np.array([int(image_id) for image_id in image_ids], np.int64)
+        boxes = boxes.reshape(-1, 4)
+        boxes[:, 2:] -= boxes[:, :2]
+        self.add_columns(np.repeat(ids, counts), labels.astype(np.int64), boxes, scores)
+
+    def add_columns(self, image_ids, labels, boxes_xywh, scores):
+        """Takes detections as columns; those that are not finite are left out and counted."""
+        finite = np.isfinite(boxes_xywh).all(axis=1) & np.isfinite(scores)
+        self._not_finite += int(len(finite) - finite.sum())
+        columns = (image_ids, labels, boxes_xywh, scores)
+        self._parts.append(tuple(column[finite] for column in columns))
         self._metrics = None
-        for image_id, found in zip(image_ids, detections, strict=True):
-            boxes = _numpy(found["boxes"]).astype(np.float64).reshape(-1, 4)  # [K, 4]
-            scores, labels = _numpy(found["scores"]), _numpy(found["labels"]).astype(np.int64)
-            rows = np.empty((len(boxes), 7))
-            rows[:, 0] = int(image_id)
-            rows[:, 1:3] = boxes[:, :2]
-            rows[:, 3:5] = boxes[:, 2:] - boxes[:, :2]
-            rows[:, 5] = scores
-            rows[:, 6] = self.category_ids[labels]
-            self._parts.append(rows)
 
     def gather(self):
         """Every process gets the detections of all."""
         self._metrics = None
-        self._parts = dist.gather_objects(self.rows())
+        gathered = dist.gather_objects((self._columns(), self._not_finite))
+        self._parts = [columns for columns, _ in gathered]
+        self._not_finite = sum(count for _, count in gathered)
 
     def rows(self) -> np.ndarray:
         """[n, 7]: image id, x, y, w, h, score, category id; by image, then by falling score."""
-        rows = np.concatenate([np.empty((0, 7)), *self._parts])
-        return rows[np.lexsort((-rows[:, 5], rows[:, 0]))]
+        image_ids, labels, boxes, scores = self._columns()
+        categories = self.truth.category_ids[labels]
+        rows = np.column_stack((image_ids, boxes, scores, categories)).astype(np.float64)
+        return rows[np.lexsort((-scores, image_ids))]
 
     def results(self) -> list[dict]:
         """The detections as the list that COCO's servers and tools read."""
+        image_ids, labels, boxes, scores = self._columns()
+        order = np.lexsort((-scores, image_ids))
+        columns = (image_ids, self.truth.category_ids[labels], boxes.round(4), scores.round(10))
+        rows = zip(*(column[order].tolist() for column in columns), strict=True)
         return [
-            {
-                "image_id": int(image_id),
-                "category_id": int(category),
-                "bbox": [round(value, 4) for value in xywh],
-                "score": round(score, 7),
-            }
-            for image_id, *xywh, score, category in self.rows().tolist()
+            {"image_id": image_id, "category_id": category, "bbox": box, "score": score}
+            for image_id, category, box, score in rows
         ]
 
     def compute(self) -> dict:
-        """The twelve numbers by name, "per_class" rows and "notes": sentences on what is missing.
+        """The numbers by name, "per_class" rows and "notes": sentences on what is missing.
 
         A number is -1 where the ground truth has no object that could count.
         """
         if self._metrics is None:
-            rows = self.rows()
-            unknown = set(rows[:, 0]) - {image["id"] for image in self.ground_truth["images"]}
-            if unknown:
-                raise ValueError(
-                    f"detections of images without ground truth: {sorted(unknown)[:5]}"
-                )
-            precision, recall = self._curves(rows)
-            numbers = {
-                name: _mean((precision if is_ap else recall)[_select(is_ap, iou, size, limit)])
-                for name, (is_ap, iou, size, limit) in LINES.items()
+            found = self._found()
+            # Beyond COCO's twelve, the sizes and limits that were asked for.
+            lines = {**LINES, **self._size_lines(), **self._limit_lines()}
+            ranges = [(low * low, high * high) for low, high in self.sizes.values()]
+            curves = {
+                limits: self._curves(self.truth, found, ranges, limits)
+                for limits in {LIMITS: None, self.max_dets or LIMITS: None}
             }
-            per_class = self._per_class(rows, precision, recall)
-            notes = self._notes(rows, numbers, per_class)
+            numbers = {name: self._number(line, curves) for name, line in lines.items()}
+            per_class = self._per_class(found, *curves[LIMITS])
+            notes = self._notes(found, numbers, per_class)
             self._metrics = {**numbers, "per_class": per_class, "notes": notes}
         return self._metrics
 
     def table(self) -> str:
-        """The twelve lines in pycocotools' own format."""
-        metrics = self.compute()
-        lines = []
-        for name, (is_ap, iou, size, limit) in LINES.items():
-            title, short = ("Average Precision", "(AP)") if is_ap else ("Average Recall", "(AR)")
-            ious = "0.50:0.95" if iou is None else f"{iou:.2f}"
-            lines.append(
-                f" {title:<18} {short} @[ IoU={ious:<9} | area={size:>6s} | maxDets={limit:>3d} ]"
-                f" = {metrics[name]:0.3f}"
-            )
-        return "\n".join(lines)
+        """COCO's twelve lines in pycocotools' own format."""
+        return self._table(LINES)
 
-    def _curves(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Precision [T, R, K, A, M] and recall [T, K, A, M] over IoUs, recalls, classes, sizes."""
-        detections = [
+    def extra_table(self) -> str:
+        """The lines that `max_dets` and `areas` ask for, in the same format; empty without."""
+        parts = []
+        if self.max_dets:
+            limits = ", ".join(map(str, self.max_dets))
+            lines = {"AP": LINES["AP"], **self._limit_lines()}
+            parts += [f"with at most {limits} detections of a class in an image:"]
+            parts += [self._table(lines)]
+        if len(self.sizes) > len(SIZES):
+            parts += ["by size, the side of a square of the object's area:"]
+            parts += [self._table(self._size_lines())]
+        return "\n".join(parts)
+
+    def voc(self) -> np.ndarray:
+        """[C, 2]: each class' AP by the two rules of voc_map.RULES, -1 without objects."""
+        return voc_map.average_precisions(self.truth, self._found())
+
+    def voc_table(self) -> str:
+        """The mean of each VOC rule over the classes that have objects, a line each."""
+        results = self.voc()
+        count = int((results[:, 0] >= 0).sum())
+        over = f"mean of {count} class{'es' if count > 1 else ''}" if count else "no object counts"
+        return "\n".join(
+            f" {rule:<15} AP @[ IoU 0.50, {over} ] = {_mean(column):0.3f}"
+            for rule, column in zip(voc_map.RULES, results.T, strict=True)
+        )
+
+    def per_class_table(self, voc: bool = False) -> str:
+        """A line for each class, best AP first, with VOC's two numbers if asked for."""
+        heads = ["AP", "AP50", "AP75", "AR100"]
+        rows = [{**row} for row in self.compute()["per_class"]]
+        if voc:
+            heads += voc_map.RULES
+            for row, pair in zip(rows, self.voc().tolist(), strict=True):
+                row.update(zip(voc_map.RULES, pair, strict=True))
+        rows.sort(key=lambda row: -row["AP"])
+        cells = [["class", *heads, "objects", "detections"]]
+        for row in rows:
+            numbers = ["-" if row[head] < 0 else f"{row[head]:.3f}" for head in heads]
+            cells.append([row["name"], *numbers, str(row["objects"]), str(row["detections"])])
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        return "\n".join(
+            "  ".join(
+                cell.ljust(width) if i == 0 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            )
+            for line in cells
+        )
+
+    def _columns(self) -> tuple:
+        """(image ids, labels, boxes xywh, scores) of all detections, as they came."""
+        empty = np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 4)), np.empty(0)
+        return tuple(np.concatenate(parts) for parts in zip(empty, *self._parts, strict=True))
+
+    def _found(self) -> Detections:
+        image_ids, labels, boxes, scores = self._columns()
+        unknown = np.setdiff1d(image_ids, self.truth.image_ids)
+        if len(unknown):
+            raise ValueError(f"detections of images without ground truth: {unknown[:5].tolist()}")
+        return Detections(np.searchsorted(self.truth.image_ids, image_ids), labels, boxes, scores)
+
+    def _size_lines(self) -> dict[str, Line]:
+        """AP, AP50 and AR of each size that was asked for."""
+        lines = {}
+        for size in list(self.sizes)[len(SIZES) :]:
+            lines[f"AP {size}"] = Line(True, None, size, 100)
+            lines[f"AP50 {size}"] = Line(True, 0.5, size, 100)
+            lines[f"AR {size}"] = Line(False, None, size, 100)
+        return lines
+
+    def _limit_lines(self) -> dict[str, Line]:
+        """AR at each limit that was asked for; the others of the twelve, but AP, at the largest."""
+        if not self.max_dets:
+            return {}
+        most = self.max_dets[-1]
+        lines = {f"{name}@{most}": line._replace(limit=most) for name, line in LINES.items()}
+        return {
+            **{f"{name}@{most}": lines[f"{name}@{most}"] for name in AP_BESIDE_THE_FIRST},
+            **{f"AR@{limit}": Line(False, None, "all", limit) for limit in self.max_dets},
+            **{f"{name}@{most}": lines[f"{name}@{most}"] for name in ("ARs", "ARm", "ARl")},
+        }
+
+    def _number(self, line: Line, curves: dict[tuple, tuple]) -> float:
+        """The mean of a line's entries. Of precision, curves hold their last limit only."""
+        limits = next(
+            limits
+            for limits in curves
+            if line.limit == limits[-1] or (not line.is_ap and line.limit in limits)
+        )
+        precision, recall = curves[limits]
+        by_id = np.argsort(self.truth.category_ids)  # the order in which COCO's tools sum
+        ious, size = IOU_ROWS[line.iou], list(self.sizes).index(line.size)
+        if line.is_ap:
+            return _mean(precision[ious][:, :, by_id, size])
+        return _mean(recall[ious][:, by_id, size, limits.index(line.limit)])
+
+    def _table(self, lines: dict[str, Line]) -> str:
+        """In pycocotools' format, whose columns are as wide unless a size or limit needs more."""
+        numbers, text = self.compute(), []
+        wide = max(6, *(len(line.size) for line in lines.values()))
+        digits = max(3, *(len(str(line.limit)) for line in lines.values()))
+        for name, line in lines.items():
+            title, short = "Average Recall", "(AR)"
+            if line.is_ap:
+                title, short = "Average Precision", "(AP)"
+            ious = "0.50:0.95" if line.iou is None else f"{line.iou:.2f}"
+            text.append(
+                f" {title:<18} {short} @[ IoU={ious:<9} | area={line.size:>{wide}s} | "
+                f"maxDets={line.limit:>{digits}d} ] = {numbers[name]:0.3f}"
+            )
+        return "\n".join(text)
+
+    def _per_class(self, found: Detections, precision, recall) -> list[dict]:
+        objects = self.truth.objects().tolist()
+        detections = np.bincount(found.labels, minlength=len(self.classes)).tolist()
+        return [
             {
-                "id": number,
-                "image_id": int(image_id),
-                "category_id": int(category),
-                "bbox": xywh,
-                "area": xywh[2] * xywh[3],
-                "score": score,
-                "iscrowd": 0,
+                "name": name,
+                "AP": _mean(precision[:, :, k, 0]),
+                "AP50": _mean(precision[IOU_ROWS[0.5]][:, :, k, 0]),
+                "AP75": _mean(precision[IOU_ROWS[0.75]][:, :, k, 0]),
+                "AR100": _mean(recall[:, k, 0, LIMITS.index(100)]),
+                "objects": objects[k],
+                "detections": detections[k],
             }
-            for number, (image_id, *xywh, score, category) in enumerate(rows.tolist(), start=1)
+            for k, name in enumerate(self.classes)
         ]
-        # Copies, because the engines write into them; numbered from 1, because they take an id of 0
-        # for "not matched".
-        truth = [
-            {**annotation, "id": number}
-            for number, annotation in enumerate(self.ground_truth["annotations"], start=1)
-        ]
-        coco, evaluation = _engine(self.engine)
-        with contextlib.redirect_stdout(io.StringIO()):
-            sets = []
-            for annotations in (truth, detections):
-                one = coco()
-                one.dataset = {**self.ground_truth, "annotations": annotations}
-                one.createIndex()
-                sets.append(one)
-            run = evaluation(*sets, iouType="bbox")
-            run.evaluate()
-            run.accumulate()
-        return np.asarray(run.eval["precision"]), np.asarray(run.eval["recall"])
 
-    def _per_class(self, rows, precision, recall) -> list[dict]:
-        counted = [
-            annotation["category_id"]
-            for annotation in self.ground_truth["annotations"]
-            if not annotation.get("iscrowd") and annotation["area"] >= 0
-        ]
-        order = np.argsort(np.argsort(self.category_ids))  # the engines sort the classes by id
-        table = []
-        for name, category, k in zip(self.classes, self.category_ids, order, strict=True):
-            table.append(
-                {
-                    "name": name,
-                    "AP": _mean(precision[:, :, k, 0, 2]),
-                    "AP50": _mean(precision[0, :, k, 0, 2]),
-                    "AR100": _mean(recall[:, k, 0, 2]),
-                    "objects": counted.count(category),
-                    "detections": int((rows[:, 6] == category).sum()),
-                }
-            )
-        return table
-
-    def _notes(self, rows, numbers, per_class) -> list[str]:
-        if not self.ground_truth["images"]:
+    def _notes(self, found: Detections, numbers: dict, per_class: list[dict]) -> list[str]:
+        if not len(self.truth.image_ids):
             return ["no images, so nothing was evaluated"]
-        if numbers["AR100"] < 0:
-            return ["the ground truth has no object that counts, so every number is -1"]
         notes = []
-        if not len(rows):
+        if self._not_finite:
+            notes.append(f"{self._not_finite} detections that are not finite were left out")
+        if numbers["AR100"] < 0:
+            return [*notes, "the ground truth has no object that counts, so every number is -1"]
+        if not len(found.scores):
             notes.append("no detection at all above the confidence threshold")
-        missing = [size for size in SIZES[1:] if numbers[f"AR{size[0]}"] < 0]
+        recalls = {"small": "ARs", "medium": "ARm", "large": "ARl"}
+        recalls |= {line.size: name for name, line in self._size_lines().items() if not line.is_ap}
+        missing = [size for size, name in recalls.items() if numbers[name] < 0]
         if missing:
-            notes.append(f"-1: the ground truth has no {' and no '.join(missing)} objects")
+            notes.append(f"-1: no ground truth of this size: {', '.join(missing)}")
         absent = [row["name"] for row in per_class if not row["objects"]]
         if absent:
             more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
@@ -196,35 +296,14 @@ class Evaluator:
         return notes
 
 
-def _engine(name: str):
-    """The classes (COCO, COCOeval) of the engine."""
-    if name not in ("auto", "faster", "pycocotools"):
-        raise ValueError(f"engine {name!r} is none of auto, faster, pycocotools")
-    if name != "pycocotools":
-        try:
-            from faster_coco_eval import COCO, COCOeval_faster
-        except ImportError:
-            if name == "faster":
-                raise
-        else:
-            return COCO, COCOeval_faster
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    return COCO, COCOeval
-
-
-def _select(is_ap: bool, iou: float | None, size: str, limit: int) -> tuple:
-    """Index of one table line into precision [T, R, K, A, M] or recall [T, K, A, M]."""
-    inner = (slice(None),) * (2 if is_ap else 1)
-    return FIRST_IOU[iou], *inner, SIZES.index(size), LIMITS.index(limit)
-
-
 def _mean(values: np.ndarray) -> float:
-    """Mean of the entries that exist (the engines mark the others by -1), -1 without any."""
+    """Mean of the entries that exist (the others are -1), -1 without any."""
     values = values[values > -1]
     return float(np.mean(values)) if values.size else -1.0
 
 
-def _numpy(values) -> np.ndarray:
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+def _joined(columns: list) -> np.ndarray:
+    """Tensors (moved from their device at once) or arrays, end to end, in float64."""
+    if isinstance(columns[0], Tensor):
+        return torch.cat(columns).detach().cpu().double().numpy()
+    return np.concatenate(columns).astype(np.float64)

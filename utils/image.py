@@ -12,25 +12,41 @@ from utils.errors import UserError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2")
 _JPEG_START, _PNG_START = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 _JPEG_END = b"\xff\xd9"
+_REDUCED = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+SPARE = 1.5  # fewer pixels than this for each that is needed would blur when resized
 _TAIL = 4096  # bytes at a file's end in which the end marker nearly always lies
 
 
-def read_image(path):
-    """The upright image of a file (EXIF orientation applied), uint8 BGR [H, W, 3]."""
+def read_image(path, reduce=1):
+    """The upright image of a file (EXIF orientation applied), uint8 BGR [H, W, 3].
+
+    A JPEG is decoded at 1 / `reduce` (1, 2, 4 or 8) of its size, rounded down; others as they are.
+    """
     try:
-        data = np.fromfile(path, np.uint8)
+        data = Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     header = _read_header(io.BytesIO(data), path)
     # Rotated by this module, so that probe_image and every OpenCV release agree on the size.
-    flags = cv2.IMREAD_COLOR | (cv2.IMREAD_IGNORE_ORIENTATION if header else 0)
+    reduce = reduce if data.startswith(_JPEG_START) else 1
+    flags = _REDUCED[reduce]
+    flags |= cv2.IMREAD_IGNORE_ORIENTATION if header else 0
     try:
-        image = cv2.imdecode(data, flags)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         image = None
     if image is None:
         raise UserError(f"{path}: not an image that OpenCV can decode; replace or remove it")
-    return _upright(image, header[2]) if header else image
+    if header is None:
+        return image
+    height, width, orientation = header
+    # A pixel that stands for less than a whole one at the edge would shift the others when fitted.
+    return _upright(image[: height // reduce, : width // reduce], orientation)
 
 
 def probe_image(path):
@@ -59,15 +75,34 @@ def fit_ratio(size_hw, target_hw):
     return min(target_hw[0] / size_hw[0], target_hw[1] / size_hw[1])
 
 
+def fitted_size(size_hw, target_hw):
+    """Size (h, w) of an image of size_hw once it is fitted into target_hw."""
+    ratio = fit_ratio(size_hw, target_hw)
+    # Truncation, not rounding: what the published YOLOX weights were trained and measured with.
+    return max(int(size_hw[0] * ratio), 1), max(int(size_hw[1] * ratio), 1)
+
+
+def reduction(size_hw, target_hw):
+    """By how much (8, 4, 2 or 1) an image may be reduced before it is fitted into target_hw.
+
+    What is left is the fitted size or at least SPARE times as much.
+    """
+    ratio = fit_ratio(size_hw, target_hw)
+    enough = (n for n in (8, 4, 2) if n * ratio == 1 or n * ratio * SPARE <= 1)
+    return next(enough, 1)
+
+
+def resized(image, size_hw):
+    """The image at size_hw, itself if it has that size."""
+    if image.shape[:2] == tuple(size_hw):
+        return image
+    return cv2.resize(image, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_LINEAR)
+
+
 def fit(image, target_hw):
     """(image resized to fit into target_hw with its aspect kept, ratio); nothing is padded."""
-    height, width = image.shape[:2]
-    ratio = fit_ratio((height, width), target_hw)
-    # Truncation, not rounding: what the published YOLOX weights were trained and measured with.
-    new_hw = max(int(height * ratio), 1), max(int(width * ratio), 1)
-    if new_hw != (height, width):
-        image = cv2.resize(image, (new_hw[1], new_hw[0]), interpolation=cv2.INTER_LINEAR)
-    return image, ratio
+    size_hw = image.shape[:2]
+    return resized(image, fitted_size(size_hw, target_hw)), fit_ratio(size_hw, target_hw)
 
 
 def _read_header(stream, path):

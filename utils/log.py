@@ -48,8 +48,11 @@ class RunLog:
         if self.main:
             part = self.folder / f".{name}.tmp"
             with _disk_errors(self.folder / name):
-                part.write_text(text, encoding="utf-8")
-                os.replace(part, self.folder / name)
+                try:
+                    part.write_text(text, encoding="utf-8", errors="backslashreplace")
+                    os.replace(part, self.folder / name)
+                finally:
+                    part.unlink(missing_ok=True)
 
     def record(self, values: dict):
         """Appends a line to log.jsonl: the same numbers in every equal run, no clock, no speed."""
@@ -100,7 +103,9 @@ class RunLog:
     def _append(self, name: str, line: str):
         if self.main:
             with _disk_errors(self.folder / name):
-                with open(self.folder / name, "a", encoding="utf-8", newline="\n") as file:
+                # A file name may hold bytes that are no UTF-8.
+                encoding = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
+                with open(self.folder / name, "a", **encoding) as file:
                     file.write(line + "\n")
 
 

@@ -1,10 +1,6 @@
-"""Boxes and labels drawn on BGR images, sheets of pictures, and windows where a screen is."""
+"""Boxes and labels drawn on BGR images, sheets of pictures, and pictures written to files."""
 
 import math
-import os
-import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,12 +25,19 @@ PALETTE = (
     (60, 140, 180),
     (190, 130, 255),
 )
-GREY, RIM = (160, 160, 160), (24, 24, 24)
+GREY, RIM, WHITE = (160, 160, 160), (24, 24, 24), (255, 255, 255)
+VERDICTS = {  # what utils.verdicts says of detections and objects
+    "right": (70, 200, 60),
+    "misplaced": (0, 150, 255),
+    "wrong class": (230, 70, 200),
+    "false": (50, 50, 255),
+    "missed": (0, 235, 255),
+    "ignored": GREY,
+}
 FONT = cv2.FONT_HERSHEY_SIMPLEX
+LABEL_SHARE = 16  # a label that covers more than this part of its image is left out
 GAP, BACKGROUND = 8, 32  # of a sheet: pixels between the pictures, grey level
-WINDOW = (1280, 800)  # largest width and height of a window
-TICK = 50  # milliseconds between two looks at a window
-PROBE = "import cv2; cv2.namedWindow('probe'); cv2.destroyAllWindows()"
+WRITTEN = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")  # by OpenCV, in BGR
 
 
 def color_of(label: int) -> tuple[int, int, int]:
@@ -50,27 +53,84 @@ def color_of(label: int) -> tuple[int, int, int]:
 def draw(image: np.ndarray, detections: dict, classes: Sequence[str], threshold: float = 0.3):
     """A copy of the image with the detections of at least this score, the best ones on top."""
     boxes, scores, labels = (_numpy(detections[key]) for key in ("boxes", "scores", "labels"))
+    order = np.argsort(scores, kind="stable")
+    order = order[scores[order] >= threshold]
     canvas = np.ascontiguousarray(image).copy()
-    shown = [i for i in np.argsort(scores, kind="stable") if scores[i] >= threshold]
-    for i in shown:
-        _box(canvas, boxes[i], color_of(int(labels[i])))
-    for i in shown:
-        label = int(labels[i])
-        _plate(canvas, boxes[i], f"{classes[label]} {scores[i]:.2f}", color_of(label))
+    corners, labels, scores = _corners(canvas, boxes[order]), labels[order], scores[order]
+    colors = [color_of(label) for label in labels.tolist()]
+    for corner, color in zip(corners, colors, strict=True):
+        _box(canvas, corner, color)
+    for corner, color, label, score in zip(corners, colors, labels, scores, strict=True):
+        _plate(canvas, corner, classes[label], color, f" {score:.2f}")
     return canvas
 
 
 def draw_truth(image: np.ndarray, boxes, labels, classes: Sequence[str], ignore=None):
     """A copy of the image with annotated objects, dashed; those to ignore are grey."""
-    boxes, labels = _numpy(boxes).reshape(-1, 4), _numpy(labels)
-    ignore = np.zeros(len(boxes), bool) if ignore is None else _numpy(ignore)
+    labels = _numpy(labels)
+    ignore = np.zeros(len(labels), bool) if ignore is None else _numpy(ignore)
     canvas = np.ascontiguousarray(image).copy()
-    for box, label, ignored in zip(boxes, labels, ignore, strict=True):
-        _box(canvas, box, GREY if ignored else color_of(int(label)), dashed=True)
-    for box, label, ignored in zip(boxes, labels, ignore, strict=True):
-        text = f"{classes[int(label)]} (ignored)" if ignored else classes[int(label)]
-        _plate(canvas, box, text, GREY if ignored else color_of(int(label)))
+    corners = _corners(canvas, _numpy(boxes).reshape(-1, 4))
+    colors = [
+        GREY if out else color_of(label)
+        for label, out in zip(labels.tolist(), ignore.tolist(), strict=True)
+    ]
+    for corner, color in zip(corners, colors, strict=True):
+        _box(canvas, corner, color, dashed=True)
+    for corner, color, label, out in zip(corners, colors, labels, ignore, strict=True):
+        _plate(canvas, corner, classes[label], color, " (ignored)" if out else "")
     return canvas
+
+
+def draw_verdicts(image: np.ndarray, found: dict, truth: dict, judged, classes: Sequence[str]):
+    """A copy of the image with judged detections (utils.verdicts) in the colours of VERDICTS, best
+    on top, and annotated objects dashed, labelled where they were missed; below it a legend."""
+    canvas = np.ascontiguousarray(image).copy()
+    objects = _corners(canvas, truth["boxes"])
+    order = np.argsort(found["scores"], kind="stable")
+    corners = _corners(canvas, found["boxes"][order])
+    verdicts = [judged.verdicts[i] for i in order]
+    for corner, missed, out in zip(objects, judged.missed, judged.ignored, strict=True):
+        color = GREY if out else VERDICTS["missed"] if missed else WHITE
+        _box(canvas, corner, color, dashed=True)
+    for corner, verdict in zip(corners, verdicts, strict=True):
+        _box(canvas, corner, VERDICTS[verdict])
+    for corner, label, missed in zip(objects, truth["labels"], judged.missed, strict=True):
+        if missed:
+            _plate(canvas, corner, classes[label], VERDICTS["missed"], " missed")
+    for i, corner, verdict in zip(order, corners, verdicts, strict=True):
+        meant = judged.taken_for[i]
+        text = f" {found['scores'][i]:.2f}"
+        text += "" if meant < 0 else f" ({classes[truth['labels'][meant]]})"
+        _plate(canvas, corner, classes[found["labels"][i]], VERDICTS[verdict], text)
+    counts = judged.counts()
+    entries = [(color, f"{counts[name]} {name}") for name, color in VERDICTS.items()]
+    return with_legend(canvas, [*entries, (WHITE, "annotated")])
+
+
+def with_legend(image: np.ndarray, entries: Sequence[tuple]) -> np.ndarray:
+    """The image above a strip with (colour, text) entries, in as many lines as they need."""
+    scale = _scale(image)
+    plates = [_plate_image(text, color, scale) for color, text in entries]
+    width = max(image.shape[1], *(plate.shape[1] + 2 * GAP for plate in plates))
+    places, x, y, line = [], GAP, GAP, max(plate.shape[0] for plate in plates)
+    for plate in plates:
+        if x > GAP and x + plate.shape[1] + GAP > width:
+            x, y = GAP, y + line + GAP
+        places.append((y, x))
+        x += plate.shape[1] + GAP
+    canvas = np.full((image.shape[0] + y + line + GAP, width, 3), BACKGROUND, np.uint8)
+    canvas[: image.shape[0], : image.shape[1]] = image
+    for plate, (y, x) in zip(plates, places, strict=True):
+        top = image.shape[0] + y
+        canvas[top : top + plate.shape[0], x : x + plate.shape[1]] = plate
+    return canvas
+
+
+def note(canvas: np.ndarray, text: str):
+    """Writes a line on a dark plate into the upper left corner of the canvas itself."""
+    scale = _scale(canvas)
+    _paste(canvas, _plate_image(text, RIM, scale), 0, 0)
 
 
 def mosaic_sheet(images: Sequence[np.ndarray], columns: int | None = None, cell: int = 480):
@@ -105,37 +165,6 @@ def save(path: str | Path, image: np.ndarray):
         raise UserError(f"cannot write {path}: {error.strerror or error}; see --save") from error
 
 
-def can_show() -> bool:
-    """Whether OpenCV can open a window here: it has a GUI, and there is a screen for it."""
-    gui = re.search(r"^\s*GUI:[ \t]*(\S*)", cv2.getBuildInformation(), re.MULTILINE)
-    if gui and gui.group(1).upper() == "NONE":
-        return False
-    if not sys.platform.startswith("linux"):
-        return True
-    if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        return False
-    # A name alone proves no screen, and Qt ends the process where it finds none: ask another one.
-    try:
-        command = [sys.executable, "-c", PROBE]
-        return subprocess.run(command, capture_output=True, timeout=30).returncode == 0
-    except subprocess.TimeoutExpired:
-        return False
-
-
-def show(title: str, image: np.ndarray) -> int:
-    """Shows the image until a key is pressed (its code) or the window is closed (-1)."""
-    ratio = min(WINDOW[0] / image.shape[1], WINDOW[1] / image.shape[0], 1.0)
-    cv2.namedWindow(title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
-    cv2.resizeWindow(title, round(image.shape[1] * ratio), round(image.shape[0] * ratio))
-    cv2.imshow(title, image)
-    while True:
-        key = cv2.waitKey(TICK)
-        if key != -1:
-            return key & 0xFF
-        if cv2.getWindowProperty(title, cv2.WND_PROP_VISIBLE) < 1:
-            return -1
-
-
 def _numpy(values) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
@@ -144,22 +173,45 @@ def _thickness(canvas: np.ndarray) -> int:
     return max(1, round(min(canvas.shape[:2]) / 300))
 
 
-def _corners(canvas: np.ndarray, box) -> tuple[int, int, int, int]:
-    """The box in whole pixels inside the image."""
+def _scale(canvas: np.ndarray) -> float:
+    """The size of letters, as OpenCV's factor."""
+    return min(max(min(canvas.shape[:2]) / 1100, 0.4), 8.0)
+
+
+def _corners(canvas: np.ndarray, boxes: np.ndarray) -> list[list[int]]:
+    """The boxes in whole pixels inside the image."""
     height, width = canvas.shape[:2]
     limits = (width - 1, height - 1, width - 1, height - 1)
-    return tuple(min(max(round(float(v)), 0), limit) for v, limit in zip(box, limits, strict=True))
+    return np.clip(np.rint(boxes), 0, limits).astype(int).tolist()
 
 
-def _box(canvas: np.ndarray, box, color, dashed: bool = False):
-    x1, y1, x2, y2 = _corners(canvas, box)
+def _box(canvas: np.ndarray, corner, color, dashed: bool = False):
     thickness = _thickness(canvas)
-    if not dashed:
-        # A dark rim keeps the line visible on a ground of its own colour.
-        if thickness > 1:
-            cv2.rectangle(canvas, (x1, y1), (x2, y2), RIM, thickness + 2)
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), color, thickness)
+    if dashed:
+        _dashed(canvas, corner, color, thickness)
         return
+    # A dark rim keeps the line visible on a ground of its own colour.
+    if thickness > 1:
+        _frame(canvas, corner, RIM, thickness + 2)
+    _frame(canvas, corner, color, thickness)
+
+
+def _frame(canvas: np.ndarray, corner, color, thickness: int):
+    """Four filled bars: many times faster than a thick line."""
+    x1, y1, x2, y2 = corner
+    low, high = (thickness - 1) // 2, thickness // 2
+    left, top, right, bottom = x1 - low, y1 - low, x2 + high, y2 + high
+    for one, two in (
+        ((left, top), (right, y1 + high)),
+        ((left, y2 - low), (right, bottom)),
+        ((left, top), (x1 + high, bottom)),
+        ((x2 - low, top), (right, bottom)),
+    ):
+        cv2.rectangle(canvas, one, two, color, cv2.FILLED)
+
+
+def _dashed(canvas: np.ndarray, corner, color, thickness: int):
+    x1, y1, x2, y2 = corner
     dash = 5 * thickness
     for ax, ay, bx, by in ((x1, y1, x2, y1), (x2, y1, x2, y2), (x1, y2, x2, y2), (x1, y1, x1, y2)):
         length = max(bx - ax, by - ay)
@@ -170,20 +222,36 @@ def _box(canvas: np.ndarray, box, color, dashed: bool = False):
             cv2.line(canvas, one, two, color, thickness)
 
 
-def _plate(canvas: np.ndarray, box, text: str, color):
-    """The label on a plate of the class's colour, above the box or, at the image's top, inside."""
-    height, width = canvas.shape[:2]
-    x1, y1, _, _ = _corners(canvas, box)
-    scale = min(max(min(height, width) / 1100, 0.4), 2.0)
+def _plate(canvas: np.ndarray, corner, name: str, color, rest: str):
+    """The label above the box or, at the image's top, inside; in a small image without `rest`, or
+    not at all."""
+    scale = _scale(canvas)
+    for text in (name + rest, name):
+        plate = _plate_image(text, color, scale)
+        if plate.shape[1] <= canvas.shape[1] and plate.size * LABEL_SHARE <= canvas.size:
+            break
+    else:
+        return
+    (height, width), (plate_height, plate_width) = canvas.shape[:2], plate.shape[:2]
+    x1, y1, _, _ = corner
+    top = y1 - plate_height if y1 >= plate_height else min(y1, height - plate_height)
+    _paste(canvas, plate, top, min(x1, width - plate_width))
+
+
+def _plate_image(text: str, color, scale: float) -> np.ndarray:
+    """The text on a ground of the colour, in black or white."""
     weight = max(1, round(scale * 1.6))
-    (text_width, text_height), below = cv2.getTextSize(text, FONT, scale, weight)
+    (width, height), below = cv2.getTextSize(text, FONT, scale, weight)
     pad = max(2, round(4 * scale))
-    plate_width, plate_height = text_width + 2 * pad, text_height + below + 2 * pad
-    left = max(min(x1, width - plate_width), 0)
-    top = y1 - plate_height if y1 >= plate_height else min(y1, max(height - plate_height, 0))
-    corner = (left + plate_width - 1, top + plate_height - 1)
-    cv2.rectangle(canvas, (left, top), corner, color, cv2.FILLED)
+    plate = np.empty((height + below + 2 * pad, width + 2 * pad, 3), np.uint8)
+    plate[:] = color
     bright = color[0] * 0.114 + color[1] * 0.587 + color[2] * 0.299 > 140
     ink = (0, 0, 0) if bright else (255, 255, 255)
-    place = (left + pad, top + pad + text_height)
-    cv2.putText(canvas, text, place, FONT, scale, ink, weight, cv2.LINE_AA)
+    cv2.putText(plate, text, (pad, pad + height), FONT, scale, ink, weight, cv2.LINE_AA)
+    return plate
+
+
+def _paste(canvas: np.ndarray, plate: np.ndarray, top: int, left: int):
+    """Copies the plate onto the canvas, as far as that reaches."""
+    area = canvas[top : top + plate.shape[0], left : left + plate.shape[1]]
+    area[:] = plate[: area.shape[0], : area.shape[1]]

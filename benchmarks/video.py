@@ -1,0 +1,105 @@
+"""Time demo.py on a video against the model alone, without and with writing the result.
+
+python benchmark.py video --video bottles.mp4 --weight yolox_nano.pth
+
+Each round takes the same frames four ways, in turn, every other round in reverse order: `detect` on
+frames in memory; what demo.py does, from opening the video to its last frame, keeping only numbers;
+the same with the drawn video written; and, for their processor time, reading, drawing and writing
+alone. Figures are medians of the rounds; the ratio is to the model alone.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import models
+from utils import cli, vis
+from utils.errors import UserError
+from utils.log import say
+from utils.playback import Playback
+from utils.results import Results, strong, to_numpy
+from utils.video import Video, Writer
+
+SCORE = 0.3
+
+
+def add_flags(parser: cli.Parser):
+    parser.add_argument("--video", required=True, metavar="FILE", help="video to play")
+    cli.add_weight_flags(parser, conf=SCORE, nms=0.45)
+    parser.add_argument(
+        "--frames", type=cli.whole(10), default=300, metavar="N", help="frames of a round (300)"
+    )
+    parser.add_argument(
+        "--rounds", type=cli.whole(1), default=7, metavar="N", help="timed rounds (7)"
+    )
+    parser.add_argument("--half", action="store_true", help="compute in 16 bits")
+    cli.add_device_flags(parser)
+
+
+def read(path: str, most: int) -> list:
+    return [image for _, image in Video(path).frames(most=most)]
+
+
+def ways(args: argparse.Namespace, model, frames: list, folder: Path) -> dict:
+    """What is timed: name -> function of no arguments that goes through all frames once."""
+    found = [strong(to_numpy(model.detect(image)), args.conf) for image in frames]
+
+    def paint(image, found):
+        return vis.draw(image, found, model.classes, threshold=0.0)
+
+    def alone():
+        for image in frames:
+            to_numpy(model.detect(image))
+
+    def play(writes: bool):
+        results = Results(model.classes)
+        player = Playback(model.detect, paint, results, threshold=args.conf, most=args.frames)
+        video = Video(args.video)
+        writer = Writer(folder / "drawn", video.fps) if writes else None
+        player.play(video, "video", writer)
+
+    def write():
+        with Writer(folder / "plain", 30) as writer:
+            for image in frames:
+                writer.write(image)
+
+    return {
+        "the model alone": alone,
+        "demo, not written": lambda: play(False),
+        "demo, written": lambda: play(True),
+        "reading": lambda: read(args.video, args.frames),
+        "drawing": lambda: [paint(*pair) for pair in zip(frames, found, strict=True)],
+        "writing": write,
+    }
+
+
+def run(args: argparse.Namespace):
+    device = cli.pick_device(args)
+    model = models.load(args.weight, conf=args.conf, nms=args.nms, img_size=args.img_size)
+    model = models.optimize(model.to(device), half=args.half)
+    frames = read(args.video, args.frames)
+    if len(frames) < args.frames:
+        raise UserError(f"{args.video} has {len(frames)} frames; give as many with --frames")
+    with tempfile.TemporaryDirectory() as folder:
+        todo = ways(args, model, frames, Path(folder))
+        seconds = {name: [] for name in todo}
+        processor = {name: [] for name in todo}
+        for turn in range(args.rounds + 1):
+            for name in list(todo)[:: 1 if turn % 2 == 0 else -1]:
+                start, used = time.perf_counter(), time.process_time()
+                todo[name]()
+                if turn:  # the first round warms up
+                    seconds[name].append(time.perf_counter() - start)
+                    processor[name].append(time.process_time() - used)
+    height, width = frames[0].shape[:2]
+    say(f"{args.frames} frames of {width} x {height}, median of {args.rounds}:")
+    base = statistics.median(seconds["the model alone"])
+    for name, values in seconds.items():
+        median, used = statistics.median(values), statistics.median(processor[name])
+        ratio = f"{base / median:7.3f}x" if name.startswith(("the", "demo")) else ""
+        say(
+            f"  {name:18s} {args.frames / median:7.1f} frames/s, processor "
+            f"{used / args.frames * 1e3:6.2f} ms a frame {ratio}"
+        )

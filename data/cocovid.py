@@ -1,0 +1,89 @@
+"""Reader of CocoVID files: a COCO json whose images are frames of the videos that it lists.
+
+    ROOT/annotations/{train,val,test}.json, images below ROOT/frames/, ROOT/{split}/ or ROOT/
+
+Each image has a `video_id` and a `frame_id`; the `instance_id` of an annotation is not read.
+"""
+
+from pathlib import Path
+
+from data.coco import assemble, image_folder
+from data.coco_json import load
+from data.faults import Faults
+from data.pairs import STANDS_IN
+from data.records import read_classes
+from utils.errors import UserError
+
+TREE = """expected:
+  ROOT/annotations/train.json
+  ROOT/annotations/val.json
+  ROOT/frames/VIDEO/*.jpg, or wherever `file_name` leads from ROOT/frames, ROOT/train or ROOT"""
+
+
+def read(root, split, classes=None, *, faults: Faults, annotation=None, images=None):
+    """Records of split "train", "val" or "test" with the columns video and frame.
+
+    `classes`, `annotation` and `images` are as in data/coco.py. "val" and "test" stand in for each
+    other. An image of a video that is not listed is an error.
+    """
+    root, notes = Path(root), []
+    if annotation is None:
+        annotation, used = _find(root, split)
+        folders = [root / "frames", root / used, root / "images", root]
+        if used != split:
+            notes.append(f"no {split} annotations; these are the {used} images")
+    else:
+        annotation = Path(annotation)
+        bases = dict.fromkeys((annotation.parent.parent, annotation.parent, root))
+        folders = [base / name for base in bases for name in ("frames", split, "images", ".")]
+    if images is not None:
+        folders = [Path(images)]
+    content = load(annotation, faults, image_keys=("video_id", "frame_id"))
+    if not content.videos:
+        raise UserError(
+            f'{annotation}: the list "videos" is missing or empty; for a set of stills use -d coco'
+        )
+    places = _places(content, annotation, faults)
+    if classes is None and (root / "classes.txt").is_file():
+        classes = read_classes(root / "classes.txt")
+    folder = image_folder(folders, content.images.files.names(), annotation)
+    return assemble(
+        content,
+        folder,
+        classes,
+        annotation,
+        faults,
+        notes=notes,
+        videos=content.videos.values(),
+        places=places,
+    )
+
+
+def _places(content, path, faults):
+    """(row of the video, frame number) of each image."""
+    row_of = {video_id: row for row, video_id in enumerate(content.videos)}
+    files = content.images.files.names()
+    places, seen = [], set()
+    for file, video_id, frame in zip(files, *content.images.further.values(), strict=True):
+        where = f"{path}: {file} is frame {frame} of video {video_id}, which"
+        if video_id not in row_of:
+            sentence = f'{where} is not in the list "videos"'
+            faults.error("images of a video that is not listed", file, sentence)
+            places.append((-1, 0))
+            continue
+        places.append((row_of[video_id], frame))
+        if places[-1] in seen:
+            sentence = f"{where} another image is as well"
+            faults.error("frames that are there twice", file, sentence)
+        seen.add(places[-1])
+    return places
+
+
+def _find(root, split):
+    """(json, split found) below a root."""
+    for used in STANDS_IN[split]:
+        path = root / "annotations" / f"{used}.json"
+        if path.is_file():
+            return path, used
+    what = f"no annotations/{split}.json below" if root.is_dir() else "there is no folder"
+    raise UserError(f"cocovid: {what} {root.absolute()}; {TREE}\nor name a file with --ann FILE")

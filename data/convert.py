@@ -1,0 +1,148 @@
+"""Turn a set of images of one format into another, all parts of it (train, val, test).
+
+python -m data.convert --from voc --to coco --root datasets --out datasets/voc_as_coco
+python -m data.convert --from coco --to yolo --root PATH --ann mine.json --images photos --out OUT
+python -m data.convert --from custom --to coco --root PATH --out OUT --val_part 0.2
+"""
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+
+import data
+from data.parts import add_part_flags, read_parts, split_off
+from data.records import Records
+from data.writers import WRITERS
+from utils import cli
+from utils.errors import UserError
+from utils.log import Progress, say
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = cli.Parser(
+        prog="python -m data.convert",
+        description=__doc__.split("\n\n")[0],
+        epilog="Examples and what each format keeps: docs/data.md, section Converting.",
+    )
+    group = parser.add_argument_group("from")
+    known = ", ".join(data.READERS)
+    group.add_argument(
+        "--from", dest="source", required=True, metavar="NAME", help=f"its format: {known}"
+    )
+    group.add_argument(
+        "--root", default="datasets", metavar="DIR", help="folder the set lies in (datasets)"
+    )
+    add_part_flags(group)
+    group = parser.add_argument_group("to")
+    group.add_argument("--to", dest="target", required=True, choices=WRITERS, help="new format")
+    group.add_argument(
+        "--out", required=True, metavar="DIR", help="folder to write, which must be new or empty"
+    )
+    group.add_argument(
+        "--link", action="store_true", help="hard links to the images instead of copies"
+    )
+    group.add_argument(
+        "--val_part",
+        type=cli.real(0.001, 0.999),
+        metavar="X",
+        help="share of the images to train on that becomes val, in a set that has none",
+    )
+    group.add_argument(
+        "--seed", type=cli.whole(0), default=0, metavar="N", help="of the draw of --val_part (0)"
+    )
+    cli.add_debug_flag(group)
+    return parser.parse_args()
+
+
+def main():
+    args = parse_arguments()
+    if Path(args.out).exists() and (not Path(args.out).is_dir() or any(os.scandir(args.out))):
+        raise UserError(f"--out {args.out} is there already; remove it or choose another folder")
+    parts = _read(args)
+    for records in parts.values():
+        data.check_files(records)
+    written = convert(parts, args.target, args.out, link=args.link)
+    for split, records in parts.items():
+        boxes, notes = written[split]
+        say(
+            f"{split}: {len(records)} images, {len(records.boxes)} boxes read; "
+            f"{len(records)} images, {boxes} boxes written"
+        )
+        if records.videos:
+            notes = [*notes, f"{len(records.videos)} videos became stills"]
+        for note in (*records.notes, *notes):
+            say(f"  note: {note}")
+    say(f"written: -d {args.target} --root {args.out}")
+
+
+def convert(parts: dict[str, Records], target: str, out, link: bool = False) -> dict:
+    """Writes {split: Records} to a new folder, whole or not at all; {split: (boxes, notes)}."""
+    out = Path(out).absolute()
+    partial = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        with Progress(sum(map(len, parts.values())), "images") as bar:
+            written = WRITERS[target](parts, partial, _placer(link, bar))
+        if out.is_dir():
+            out.rmdir()  # an empty one; Windows does not rename onto it
+        partial.rename(out)
+    except OSError as error:
+        name = error.filename2 or error.filename or out
+        advice = "leave out --link to copy the images" if link else "see --out"
+        raise UserError(f"cannot write {name}: {error.strerror or error}; {advice}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return written
+
+
+def _read(args) -> dict[str, Records]:
+    """{split: Records} of the parts to convert, which must agree on the classes."""
+    if args.val_part is None:
+        parts = {split: records for split, (records, _) in read_parts(args.source, args).items()}
+    else:
+        parts = _divided(args)
+    first, *others = parts
+    for split in others:
+        if parts[split].classes != parts[first].classes:
+            raise UserError(
+                f"{first} and {split} differ in their classes ({', '.join(parts[first].classes)} "
+                f"and {', '.join(parts[split].classes)}); name them with --classes FILE"
+            )
+    return parts
+
+
+def _divided(args) -> dict[str, Records]:
+    """The part to train on, divided in train and val by --val_part."""
+    if not args.split:
+        parts = read_parts(args.source, args, gather=True)
+        there = [split for split, (records, _) in parts.items() if records and split != "train"]
+        if there:
+            raise UserError(
+                f"the set has a part {there[0]} already; leave out --val_part, or divide the part "
+                "to train on nevertheless with --split train"
+            )
+        args.split = ["train"]
+    if args.split != ["train"]:
+        raise UserError("--val_part divides the part to train on: --split train, or no --split")
+    records, _ = read_parts(args.source, args)["train"]
+    rest, held_out = split_off(records, args.val_part, args.seed)
+    return {"train": rest, "val": held_out}
+
+
+def _placer(link: bool, bar: Progress):
+    """The function that puts an image's file where it belongs."""
+
+    def place(source: Path, target: Path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if link:
+            os.link(os.path.realpath(source), target)
+        else:
+            shutil.copyfile(source, target)
+        bar.advance()
+
+    return place
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

@@ -1,0 +1,123 @@
+"""Draw a detector's boxes on images, folders, videos, cameras and streams.
+
+python demo.py --source photos --weight yolox_s.pth
+python demo.py --source street.mp4 --weight runs/coco/yolox-s/1/best.pth --show --save drawn
+"""
+
+import argparse
+from collections import Counter
+from pathlib import Path
+
+import models
+from models import tiles
+from utils import cli, gallery, output, playback, source, vis
+from utils.errors import DataError, UserError
+from utils.log import say
+from utils.results import Results
+from utils.video import CODECS, Video, Writer
+from utils.window import Window
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = cli.Parser(description=__doc__.split("\n\n")[0], epilog="See docs/demo.md.")
+    parser.add_argument(
+        "--source",
+        required=True,
+        metavar="WHAT",
+        help="image, folder, pattern in quotes, list of files (.txt), video, camera's number, or "
+        "address (rtsp://...)",
+    )
+    cli.add_weight_flags(parser.add_argument_group("model"), conf=0.3, nms=0.45)
+    pictures = parser.add_argument_group("pictures")
+    output.add_flags(pictures)
+    pictures.add_argument(
+        "--classes", nargs="+", metavar="NAME", help="only objects of these classes (all)"
+    )
+    cli.add_device_flags(pictures)
+    cli.add_debug_flag(pictures)
+    videos = parser.add_argument_group("videos")
+    videos.add_argument(
+        "--every", type=cli.whole(1), default=1, metavar="N", help="only each N-th frame (1)"
+    )
+    videos.add_argument(
+        "--max_frames", type=cli.whole(1), metavar="N", help="at most N frames of each (all)"
+    )
+    return parser.parse_args()
+
+
+def labels_of(names: list[str] | None, classes: tuple[str, ...]) -> list[int] | None:
+    """The numbers of the named classes."""
+    for name in names or ():
+        if name not in classes:
+            raise UserError("--classes: " + cli.unknown("class", name, classes))
+    return [classes.index(name) for name in names] if names else None
+
+
+def play_all(found: source.Found, player: playback.Playback, results: Results, out, window):
+    """Plays the videos one after the other; of several, those that cannot be read are skipped."""
+    stems = Counter(Path(name).with_suffix("").as_posix() for name, _ in found.videos)
+    for name, place in found.videos:
+        stem = Path(name).with_suffix("").as_posix()
+        base = stem if stems[stem] == 1 else name  # no two of them may meet
+        try:
+            video = Video(place)
+            writer = None
+            if out.written:
+                writer = Writer(out.folder() / base, video.fps / player.every)
+                for _, suffix in CODECS:
+                    gallery.keep_source(Path(f"{writer.path}{suffix}"), Path(str(place)))
+            go_on = player.play(video, name, writer, window, out.folder)
+        except DataError as error:
+            if len(found.videos) + len(found.images) == 1:
+                raise
+            results.skip(str(error))
+            continue
+        if video.remark:
+            say(video.remark)
+        if not go_on:
+            return
+
+
+def main():
+    args = parse_arguments()
+    found = source.find(args.source)
+    device = cli.pick_device(args)
+    out = output.Output(args)
+    conf = out.least_score(args.conf)
+    model = models.load(args.weight, conf=conf, nms=args.nms, img_size=args.img_size)
+    labels = labels_of(args.classes, model.classes)
+    model = models.optimize(model.to(device), half=args.half)
+    detect = tiles.finder(model, args.slice, args.overlap)
+
+    def paint(image, found):
+        return vis.draw(image, found, model.classes, threshold=0.0)
+
+    window = Window() if out.shown else None
+    chosen = {"threshold": args.conf, "labels": labels}
+    with Results(model.classes, out.folder, args.save_txt, args.save_json) as results:
+        go_on = True
+        if found.images:
+            names, paths = zip(*found.images, strict=True)
+            pictures = gallery.Gallery(
+                names, paths.__getitem__, detect, lambda _, *image: paint(*image), results, **chosen
+            )
+            if window:
+                say(gallery.KEYS)
+                go_on = pictures.show(window, out.folder, out.written)
+            else:
+                pictures.write(out.folder)
+        if found.videos and go_on:
+            player = playback.Playback(
+                detect, paint, results, every=args.every, most=args.max_frames, **chosen
+            )
+            if window:
+                say(playback.KEYS)
+            play_all(found, player, results, out, window)
+    if not results.pictures:
+        raise UserError(f"--source {args.source}: nothing to read\n{results.summary()}")
+    say(results.summary(rates=not window))
+    out.report()
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

@@ -1,0 +1,96 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from utils.errors import UserError
+from utils.results import Results, strong, to_numpy
+
+CLASSES = ("cat", "dog", "cow")
+
+
+def detections(*rows):
+    """Rows of (x1, y1, x2, y2, label, score)."""
+    table = torch.tensor(rows, dtype=torch.float64).reshape(-1, 6)
+    boxes, labels, scores = table[:, :4].float(), table[:, 4].long(), table[:, 5].float()
+    return to_numpy({"boxes": boxes, "labels": labels, "scores": scores})
+
+
+FOUND = detections((10, 20, 30, 60, 1, 0.9), (0, 0, 100, 50, 0, 0.5), (0, 0, 5, 5, 1, 0.1))
+
+
+def test_strong_keeps_scores_and_classes():
+    assert strong(FOUND, 0.5)["labels"].tolist() == [1, 0]
+    assert strong(FOUND, 0.5, [0])["boxes"].tolist() == [[0, 0, 100, 50]]
+    assert strong(FOUND, 0.95)["boxes"].shape == (0, 4)
+    assert len(FOUND["scores"]) == 3
+
+
+def test_text_files(tmp_path):
+    with Results(CLASSES, lambda: tmp_path, txt=True) as results:
+        results.add("deep/a.jpg", (200, 100), FOUND)
+        results.add("deep/a.png", (200, 100), detections())
+        results.add("film.mp4", (200, 100), strong(FOUND, 0.9), frame=12)
+    lines = (tmp_path / "labels/deep/a.txt").read_text().splitlines()
+    assert lines[0] == "1 0.200000 0.200000 0.200000 0.200000 0.90000"
+    assert lines[1] == "0 0.500000 0.125000 1.000000 0.250000 0.50000" and len(lines) == 3
+    assert (tmp_path / "labels/deep/a.png.txt").read_text() == ""  # the same stem
+    assert len((tmp_path / "labels/film_000012.txt").read_text().splitlines()) == 1
+
+
+def test_json_file(tmp_path):
+    with Results(CLASSES, lambda: tmp_path / "new", as_json=True) as results:
+        results.add("größe.jpg", (200, 100), FOUND)
+        results.add("film.mp4", (48, 64), detections(), frame=3)
+    first, second = json.loads((tmp_path / "new/detections.json").read_text(encoding="utf-8"))
+    assert (first["file"], first["width"], first["height"]) == ("größe.jpg", 100, 200)
+    assert first["objects"][0] == {
+        "class": "dog",
+        "label": 1,
+        "score": 0.9,
+        "box": [10.0, 20.0, 30.0, 60.0],
+    }
+    assert second == {"file": "film.mp4", "frame": 3, "width": 64, "height": 48, "objects": []}
+    with Results(CLASSES, lambda: tmp_path, as_json=True):
+        pass
+    assert not (tmp_path / "detections.json").exists()
+
+
+def test_json_is_whole_after_an_error(tmp_path):
+    with pytest.raises(KeyError), Results(CLASSES, lambda: tmp_path, as_json=True) as results:
+        results.add("a.jpg", (200, 100), FOUND)
+        raise KeyError
+    assert len(json.loads((tmp_path / "detections.json").read_text())) == 1
+
+
+def test_summary():
+    results = Results(CLASSES)
+    assert results.summary() == "0 images, 0 objects"
+    results.add("a.jpg", (200, 100), FOUND)
+    results.add("b.jpg", (200, 100), strong(FOUND, 0.9))
+    for number in range(7):
+        results.skip(f"{number}.jpg: not an image")
+    results.seconds = 0.5
+    lines = results.summary().splitlines()
+    assert lines[0] == "2 images, 4 objects: dog 3, cat 1"
+    assert lines[1].endswith("the model alone 4.0")
+    assert lines[2] == "skipped 7 that cannot be read:" and lines[-1] == "  and 2 more"
+    assert "images/s" not in results.summary(rates=False)
+
+
+def test_many_classes_are_cut_short():
+    results = Results([f"c{i}" for i in range(20)])
+    labels = np.arange(20)
+    results.add("a", (9, 9), {"boxes": np.zeros((20, 4)), "scores": labels, "labels": labels})
+    assert results.summary().endswith("c4 1, 15 more classes")
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    results = Results(CLASSES, lambda: tmp_path / "file", as_json=True)
+    with pytest.raises(UserError, match="cannot write .*detections.json"):
+        results.add("a.jpg", (9, 9), FOUND)
+    results = Results(CLASSES, lambda: tmp_path / "file", txt=True)
+    with pytest.raises(UserError, match="cannot write .*a.txt"):
+        results.add("a.jpg", (9, 9), FOUND)

@@ -1,0 +1,135 @@
+"""Stills, one after the other: detected in, drawn on, written, and shown to leaf through."""
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from utils import vis
+from utils.ahead import Ahead, Behind
+from utils.errors import UserError
+from utils.image import read_image
+from utils.log import progress
+from utils.results import Results, strong, to_numpy
+from utils.window import Window
+
+KEYS = "keys: space or right next, left back, + - threshold, s save, q end"
+DEPTH = 2  # images read ahead, and left to be drawn behind: photographs take much memory
+STEP = 0.05  # by which + and - change the threshold
+
+
+class Gallery:
+    """The pictures of one call: `detect(image)` finds, `paint(index, image, found)` draws, what is
+    found goes to `results`. Files that cannot be read are skipped and noted there."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        path_of: Callable[[int], Path],
+        detect: Callable[[np.ndarray], dict],
+        paint: Callable[[int, np.ndarray, dict], np.ndarray],
+        results: Results,
+        *,
+        threshold: float,
+        labels: Sequence[int] | None = None,
+    ):
+        self.names, self._path_of = names, path_of
+        self._detect, self._paint, self._results = detect, paint, results
+        self.threshold, self._labels = threshold, labels
+
+    def write(self, save_to: Callable[[], Path]):
+        """Draws all of them into the folder `save_to()`, under their own names."""
+        with Ahead(self._read_all(), DEPTH) as ready, Behind(self._save, DEPTH) as saving:
+            for index, image in progress(ready, "drawing", len(self.names)):
+                if isinstance(image, UserError):
+                    self._results.skip(str(image))
+                    continue
+                found = strong(self._found(image), self.threshold, self._labels)
+                self._results.add(self.names[index], image.shape[:2], found)
+                saving.put(save_to(), index, image, found)
+
+    def show(self, window: Window, save_to: Callable[[], Path], write: bool = False) -> bool:
+        """Leafs through them in a window, to the end or until q is pressed (False). `write` writes
+        those that were seen to `save_to()`, the key s the one that is seen now."""
+        seen: dict[int, dict] = {}
+        index, step = 0, 1
+        while 0 <= index < len(self.names):
+            name = self.names[index]
+            image = _read(self._path_of(index))
+            if isinstance(image, UserError):
+                if index not in seen:
+                    self._results.skip(str(image))
+                    seen[index] = {}
+                index += step
+                if index < 0:  # nothing before it can be read
+                    index, step = 0, 1
+                continue
+            if index not in seen:
+                seen[index] = self._found(image)
+                found = strong(seen[index], self.threshold, self._labels)
+                self._results.add(name, image.shape[:2], found)
+                if write:
+                    self._save(save_to(), index, image, found)
+            key = self._look(window, index, image, seen[index], save_to)
+            if key == "quit":
+                return False
+            step = -1 if key == "left" else 1
+            index = max(index + step, 0)
+        return True
+
+    def _look(self, window: Window, index: int, image: np.ndarray, found: dict, save_to) -> str:
+        """Shows a picture until a key leaves it: right, left or quit."""
+        while True:
+            shown = strong(found, self.threshold, self._labels)
+            place = f"{index + 1} of {len(self.names)}, score {self.threshold:.2f}"
+            window.show(self._paint(index, image, shown), f"{self.names[index]} ({place})")
+            key = window.wait()
+            if key == "save":
+                self._save(save_to(), index, image, shown)
+            self.threshold = stepped(self.threshold, key)
+            if key in ("quit", "left", "right", "space"):
+                return "right" if key == "space" else key
+
+    def _found(self, image: np.ndarray) -> dict:
+        start = time.perf_counter()
+        found = to_numpy(self._detect(image))
+        self._results.seconds += time.perf_counter() - start
+        return found
+
+    def _read_all(self) -> Generator:
+        for index in range(len(self.names)):
+            yield index, _read(self._path_of(index))
+
+    def _save(self, folder: Path, index: int, image: np.ndarray, found: dict):
+        target = folder / written_name(self.names[index])
+        keep_source(target, self._path_of(index))
+        vis.save(target, self._paint(index, image, found))
+
+
+def stepped(threshold: float, key: str) -> float:
+    """The threshold after the keys up and down, from 0.05 to 0.95."""
+    change = {"up": STEP, "down": -STEP}.get(key, 0.0)
+    return min(max(round(threshold + change, 2), STEP), 1 - STEP) if change else threshold
+
+
+def written_name(name: str) -> Path:
+    """Where in the folder a picture goes: under its own name, but never outside the folder."""
+    path = Path(name)
+    inside = Path(*(part for part in path.parts if part not in ("..", path.anchor)))
+    # What OpenCV cannot write becomes a JPEG; the whole name stays, so that no two meet.
+    known = path.suffix.lower() in vis.WRITTEN
+    return inside if known else inside.with_name(f"{inside.name}.jpg")
+
+
+def keep_source(target: Path, source: Path):
+    """A UserError if writing the target would replace what is read."""
+    if target.exists() and source.exists() and target.samefile(source):
+        raise UserError(f"{source} is read, and would be overwritten; choose another --save")
+
+
+def _read(path: Path) -> np.ndarray | UserError:
+    try:
+        return read_image(path)
+    except UserError as error:
+        return error
