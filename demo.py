@@ -10,7 +10,7 @@ from pathlib import Path
 
 import models
 from models import tiles
-from utils import cli, gallery, output, playback, source, vis
+from utils import cli, gallery, output, parallel, playback, source, vis
 from utils.errors import DataError, UserError
 from utils.log import say
 from utils.results import Results
@@ -93,7 +93,11 @@ def main():
         return vis.draw(image, found, model.classes, threshold=0.0)
 
     window = Window() if out.shown else None
-    chosen = {"threshold": args.conf, "labels": labels}
+    chosen = {
+        "threshold": args.conf,
+        "labels": labels,
+        "at_a_time": parallel.pictures_at_a_time(device),
+    }
     with Results(model.classes, out.folder, args.save_txt, args.save_json) as results:
         go_on = True
         if found.images:

@@ -12,7 +12,7 @@ import numpy as np
 import data
 import models
 from models import tiles
-from utils import cli, gallery, output, vis
+from utils import cli, gallery, output, parallel, vis
 from utils.errors import UserError
 from utils.log import say
 from utils.results import Results
@@ -92,7 +92,13 @@ def main():
     with Results(model.classes, out.folder, args.save_txt, args.save_json) as results:
         detect = tiles.finder(model, args.slice, args.overlap)
         pictures = gallery.Gallery(
-            records.files, records.path, detect, paint, results, threshold=args.conf
+            records.files,
+            records.path,
+            detect,
+            paint,
+            results,
+            threshold=args.conf,
+            at_a_time=parallel.pictures_at_a_time(device),
         )
         if out.shown:
             say(gallery.KEYS)

@@ -66,9 +66,9 @@ def merge(found: dict, cut: Tensor, nms: float) -> Tensor:
     whole = whole[box_ops.nms(boxes[whole], scores[whole], labels[whole], nms)]
     rest = torch.nonzero(cut).squeeze(1)
     # Of any class: the side of a bus in a tile may look like a truck.
-    rest = rest[(_covered(boxes[rest], boxes[whole]) < COVERED).all(dim=1)]
+    rest = rest[(box_ops.pairwise_covered(boxes[rest], boxes[whole]) < COVERED).all(dim=1)]
     rest = rest[scores[rest].argsort(descending=True, stable=True)]
-    parts = _covered(boxes[rest], boxes[rest])
+    parts = box_ops.pairwise_covered(boxes[rest], boxes[rest])
     rivals = (torch.maximum(parts, parts.mT) >= COVERED) & (labels[rest][:, None] == labels[rest])
     kept: list[int] = []
     for i, row in enumerate(rivals.tolist()):
@@ -90,10 +90,3 @@ def _cut(boxes: Tensor, tile: tuple, size_wh: tuple[int, int], margin: float) ->
     inner = boxes.new_tensor([x1 > 0, y1 > 0, x2 < size_wh[0], y2 < size_wh[1]]).bool()
     gap = torch.cat((boxes[:, :2], boxes.new_tensor([x2 - x1, y2 - y1]) - boxes[:, 2:]), dim=1)
     return ((gap <= margin) & inner).any(dim=1)
-
-
-def _covered(boxes: Tensor, others: Tensor) -> Tensor:
-    """The part of each box that lies in each other one: [K, 4], [M, 4] -> [K, M]."""
-    overlap = box_ops.pairwise_iou(boxes, others, eps=1e-7)
-    areas = box_ops.area(boxes)[:, None]
-    return overlap * (areas + box_ops.area(others)) / (1 + overlap) / areas.clamp(min=1e-7)

@@ -17,6 +17,13 @@ def test_forms_round_trip():
     assert box_ops.area(torch.tensor([8.0, 17, 12, 23])).item() == 24
 
 
+def test_pairwise_covered_by_hand():
+    a = torch.tensor([[0.0, 0, 10, 10], [20, 20, 24, 22]])
+    b = torch.tensor([[5.0, 0, 15, 10], [0, 0, 100, 100]])
+    expected = torch.tensor([[0.5, 1.0], [0.0, 1.0]])
+    assert torch.allclose(box_ops.pairwise_covered(a, b), expected, atol=1e-5)
+
+
 def test_pairwise_iou_is_torchvisions_in_any_batch():
     a, b = random_boxes(2, 7), random_boxes(2, 11)
     expected = torch.stack([box_iou(a[i], b[i]) for i in range(2)])

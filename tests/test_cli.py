@@ -14,6 +14,7 @@ import cv2
 import pytest
 import torch
 
+import demo as demo_script
 import eval as eval_script
 import models
 import test as test_script
@@ -160,7 +161,7 @@ def test_mistakes_are_answered_in_a_sentence(command, expected, folder, trained)
     assert len(done.stderr.splitlines()) <= 9  # a missing set is answered with the expected tree
 
 
-@pytest.mark.parametrize("script", ["train", "eval", "test", "benchmark"])
+@pytest.mark.parametrize("script", ["train", "eval", "test", "demo", "benchmark"])
 def test_help_explains_every_flag(script):
     done = run(f"{script}.py", "--help")
     assert done.returncode == 0 and max(map(len, done.stdout.splitlines())) <= 100
@@ -174,7 +175,7 @@ def commands() -> list[str]:
     for page in PAGES:
         for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
-                call = re.search(r"(train|eval|test)\.py\b.*", line.split(" #")[0])
+                call = re.search(r"(train|eval|test|demo)\.py\b.*", line.split(" #")[0])
                 if call:
                     found.append(call.group())
     return found
@@ -182,7 +183,12 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", commands())
 def test_the_pages_commands_are_understood(command, monkeypatch):
-    scripts = {"train.py": train_script, "eval.py": eval_script, "test.py": test_script}
+    scripts = {
+        "train.py": train_script,
+        "eval.py": eval_script,
+        "test.py": test_script,
+        "demo.py": demo_script,
+    }
     name, *flags = shlex.split(command)
     monkeypatch.setattr(sys, "argv", [name, *flags])
     args = scripts[name].parse_arguments()

@@ -59,8 +59,9 @@ def files(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
 
 
-def test_write_draws_all_that_can_be_read(photos, tmp_path):
-    pictures, results = gallery(photos)
+@pytest.mark.parametrize("at_a_time", [1, 3])
+def test_write_draws_all_that_can_be_read(photos, tmp_path, at_a_time):
+    pictures, results = gallery(photos, at_a_time=at_a_time)
     pictures.write(lambda: tmp_path / "out")
     assert files(tmp_path / "out") == ["a.png", "b.png", "deep/a.bmp"]
     drawn = cv2.imread(str(tmp_path / "out/b.png"))

@@ -1,3 +1,4 @@
+import threading
 import time
 
 import cv2
@@ -48,8 +49,9 @@ def player(threshold=0.3, **options):
     return Playback(detect, paint, results, threshold=threshold, **options), results
 
 
-def test_every_frame_is_drawn_on_and_written(film, tmp_path):
-    playback, results = player()
+@pytest.mark.parametrize("at_a_time", [1, 3])
+def test_every_frame_is_drawn_on_and_written(film, tmp_path, at_a_time):
+    playback, results = player(at_a_time=at_a_time)
     video = Video(film)
     writer = Writer(tmp_path / "out" / "drawn", video.fps)
     assert playback.play(video, "film.mp4", writer)
@@ -88,10 +90,11 @@ def test_an_error_of_the_detector_ends_all_threads(film, tmp_path):
     def broken(image):
         raise ZeroDivisionError
 
-    playback = Playback(broken, paint, Results(("cat", "dog")), threshold=0.3)
+    before = threading.active_count()
+    playback = Playback(broken, paint, Results(("cat", "dog")), threshold=0.3, at_a_time=2)
     with pytest.raises(ZeroDivisionError):
         playback.play(Video(film), "film.mp4", Writer(tmp_path / "drawn", 100))
-    assert not (tmp_path / "drawn.mp4").exists()
+    assert not (tmp_path / "drawn.mp4").exists() and threading.active_count() == before
 
 
 def test_an_error_in_the_writing_thread_reaches_the_caller(film, tmp_path):

@@ -1,11 +1,12 @@
 import json
+import time
 
 import numpy as np
 import pytest
 import torch
 
 from utils.errors import UserError
-from utils.results import Results, strong, to_numpy
+from utils.results import Results, strong
 
 CLASSES = ("cat", "dog", "cow")
 
@@ -14,10 +15,23 @@ def detections(*rows):
     """Rows of (x1, y1, x2, y2, label, score)."""
     table = torch.tensor(rows, dtype=torch.float64).reshape(-1, 6)
     boxes, labels, scores = table[:, :4].float(), table[:, 4].long(), table[:, 5].float()
-    return to_numpy({"boxes": boxes, "labels": labels, "scores": scores})
+    detected = {"boxes": boxes, "labels": labels, "scores": scores}
+    return Results(CLASSES).timed(lambda _: detected, None)
 
 
 FOUND = detections((10, 20, 30, 60, 1, 0.9), (0, 0, 100, 50, 0, 0.5), (0, 0, 5, 5, 1, 0.1))
+
+
+def test_timed_shares_the_seconds():
+    def detect(image):
+        time.sleep(0.05)
+        return {"scores": torch.tensor([image])}
+
+    results = Results(CLASSES)
+    assert results.timed(detect, 0.5)["scores"].tolist() == [0.5] and results.seconds >= 0.05
+    results.seconds = 0.0
+    results.timed(detect, 0.5, at_a_time=100)
+    assert 0.0005 <= results.seconds < 0.05
 
 
 def test_strong_keeps_scores_and_classes():

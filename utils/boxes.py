@@ -40,6 +40,12 @@ def pairwise_iou(a: Tensor, b: Tensor, eps: float = 0.0) -> Tensor:
     return shared / union.add_(eps)
 
 
+def pairwise_covered(a: Tensor, b: Tensor) -> Tensor:
+    """The part of each box of `a` that lies in each of `b`: [N, 4], [M, 4] -> [N, M]."""
+    overlap, areas = pairwise_iou(a, b, eps=1e-7), area(a)[:, None]
+    return overlap * (areas + area(b)) / (1 + overlap) / areas.clamp(min=1e-7)
+
+
 def iou(a: Tensor, b: Tensor, kind: str = "iou", eps: float = 1e-7) -> Tensor:
     """Overlap of aligned boxes [..., 4] -> [...]: iou, giou, diou or ciou; `eps` in denominators.
 

@@ -1,7 +1,7 @@
 """Stills, one after the other: detected in, drawn on, written, and shown to leaf through."""
 
-import time
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,8 @@ from utils.ahead import Ahead, Behind
 from utils.errors import UserError
 from utils.image import read_image
 from utils.log import progress
-from utils.results import Results, strong, to_numpy
+from utils.parallel import spread
+from utils.results import Results, strong
 from utils.window import Window
 
 KEYS = "keys: space or right next, left back, + - threshold, s save, q end"
@@ -20,8 +21,9 @@ STEP = 0.05  # by which + and - change the threshold
 
 
 class Gallery:
-    """The pictures of one call: `detect(image)` finds, `paint(index, image, found)` draws, what is
-    found goes to `results`. Files that cannot be read are skipped and noted there."""
+    """The pictures of one call: `detect(image)` finds (in `at_a_time` pictures at once, unless they
+    are shown), `paint(index, image, found)` draws, what is found goes to `results`. Files that
+    cannot be read are skipped and noted there."""
 
     def __init__(
         self,
@@ -33,19 +35,24 @@ class Gallery:
         *,
         threshold: float,
         labels: Sequence[int] | None = None,
+        at_a_time: int = 1,
     ):
-        self.names, self._path_of = names, path_of
+        self.names, self._path_of, self._at_a_time = names, path_of, at_a_time
         self._detect, self._paint, self._results = detect, paint, results
         self.threshold, self._labels = threshold, labels
 
     def write(self, save_to: Callable[[], Path]):
         """Draws all of them into the folder `save_to()`, under their own names."""
-        with Ahead(self._read_all(), DEPTH) as ready, Behind(self._save, DEPTH) as saving:
-            for index, image in progress(ready, "drawing", len(self.names)):
+        with (
+            Ahead(self._read_all(), DEPTH) as ready,
+            Behind(self._save, DEPTH) as saving,
+            closing(spread(self._found_in, ready, self._at_a_time)) as pairs,
+        ):
+            for (index, image), found in progress(pairs, "drawing", len(self.names)):
                 if isinstance(image, UserError):
                     self._results.skip(str(image))
                     continue
-                found = strong(self._found(image), self.threshold, self._labels)
+                found = strong(found, self.threshold, self._labels)
                 self._results.add(self.names[index], image.shape[:2], found)
                 saving.put(save_to(), index, image, found)
 
@@ -66,7 +73,7 @@ class Gallery:
                     index, step = 0, 1
                 continue
             if index not in seen:
-                seen[index] = self._found(image)
+                seen[index] = self._results.timed(self._detect, image)
                 found = strong(seen[index], self.threshold, self._labels)
                 self._results.add(name, image.shape[:2], found)
                 if write:
@@ -91,11 +98,11 @@ class Gallery:
             if key in ("quit", "left", "right", "space"):
                 return "right" if key == "space" else key
 
-    def _found(self, image: np.ndarray) -> dict:
-        start = time.perf_counter()
-        found = to_numpy(self._detect(image))
-        self._results.seconds += time.perf_counter() - start
-        return found
+    def _found_in(self, ready: tuple[int, np.ndarray | UserError]) -> dict:
+        _, image = ready
+        if isinstance(image, UserError):
+            return {}
+        return self._results.timed(self._detect, image, self._at_a_time)
 
     def _read_all(self) -> Generator:
         for index in range(len(self.names)):

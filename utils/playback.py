@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,8 @@ from utils import vis
 from utils.ahead import Ahead, Behind
 from utils.gallery import stepped
 from utils.log import Progress
-from utils.results import Results, strong, to_numpy
+from utils.parallel import spread
+from utils.results import Results, strong
 from utils.video import RealTime, Video, Writer
 from utils.window import TICK, Window
 
@@ -22,7 +23,8 @@ RECENT = 20  # frames over which the shown frames a second are measured
 
 class Playback:
     """Plays videos: `detect(image)` finds, `paint(image, found)` draws a copy, what is found goes
-    to `results`. `every` takes each n-th frame, `most` at most so many of a video."""
+    to `results`. `every` takes each n-th frame, `most` at most so many of a video; `at_a_time`
+    frames are detected in at once, of live videos one."""
 
     def __init__(
         self,
@@ -34,10 +36,11 @@ class Playback:
         labels: list[int] | None = None,
         every: int = 1,
         most: int | None = None,
+        at_a_time: int = 1,
     ):
         self._detect, self._paint, self._results = detect, paint, results
         self.threshold, self.every = threshold, every
-        self._labels, self._most = labels, most
+        self._labels, self._most, self._at_a_time = labels, most, at_a_time
 
     def play(
         self,
@@ -58,10 +61,14 @@ class Playback:
                 stack.enter_context(writer)
                 writing = stack.enter_context(Behind(self._write))
             clock = RealTime(video.fps) if video.live else None
-            for number, image in frames:
-                start = time.perf_counter()
-                every_score = to_numpy(self._detect(image))
-                self._results.seconds += time.perf_counter() - start
+            # A frame of a camera that waits for the one before it is an old one.
+            count = 1 if video.live else self._at_a_time
+
+            def find(frame: tuple[int, np.ndarray]) -> dict:
+                return self._results.timed(self._detect, frame[1], count)
+
+            pairs = stack.enter_context(closing(spread(find, frames, count)))
+            for (number, image), every_score in pairs:
                 found = strong(every_score, self.threshold, self._labels)
                 self._results.add(name, image.shape[:2], found, number)
                 if writing is not None:

@@ -1,6 +1,7 @@
 """What was found on pictures: counts for the last lines, and the text and json files."""
 
 import json
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -11,11 +12,6 @@ import numpy as np
 from utils.errors import UserError
 
 NAMES_SHOWN = 5  # files and classes named in the last lines
-
-
-def to_numpy(found: dict) -> dict:
-    """Detections as arrays; waits for the device that computes them."""
-    return {key: value.cpu().numpy() for key, value in found.items()}
 
 
 def strong(found: dict, threshold: float, labels: Iterable[int] | None = None) -> dict:
@@ -40,9 +36,18 @@ class Results:
         self.classes, self._folder = classes, folder
         self.pictures, self.seconds, self.skipped = 0, 0.0, []
         self.counts: Counter = Counter()
+        self._lock = threading.Lock()
         self._txt, self._stems = txt, set()
         self._json = _Array(lambda: folder() / "detections.json") if as_json else None
         self._start = time.perf_counter()
+
+    def timed(self, detect: Callable, image: np.ndarray, at_a_time: int = 1) -> dict:
+        """What `detect` finds, as arrays; the time it takes is shared by those `at_a_time`."""
+        start = time.perf_counter()
+        found = {key: value.cpu().numpy() for key, value in detect(image).items()}
+        with self._lock:
+            self.seconds += (time.perf_counter() - start) / at_a_time
+        return found
 
     def add(self, name: str, size_hw: tuple[int, int], found: dict, frame: int | None = None):
         """Takes the detections of a picture; `frame` is its number in a video."""

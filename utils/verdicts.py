@@ -73,7 +73,4 @@ def judge(found: dict, truth: dict) -> Judged:
 def _overlaps(boxes: np.ndarray, objects: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """IoU and the shared part of each box, of every pair: [K, 4], [G, 4] -> two of [K, G]."""
     one, two = torch.from_numpy(boxes).double(), torch.from_numpy(objects).double()
-    overlap = box_ops.pairwise_iou(one, two)
-    areas = box_ops.area(one)[:, None]
-    shared = overlap * (areas + box_ops.area(two)) / (1 + overlap)
-    return overlap.numpy(), (shared / areas).numpy()
+    return box_ops.pairwise_iou(one, two).numpy(), box_ops.pairwise_covered(one, two).numpy()
