@@ -6,14 +6,15 @@ python demo.py --source street.mp4 --weight runs/coco/yolox-s/1/best.pth --show 
 
 import argparse
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 
 import models
 from models import tiles
-from utils import cli, gallery, output, parallel, playback, source, vis
+from utils import ahead, cli, gallery, output, playback, source, vis
 from utils.errors import DataError, UserError
 from utils.log import say
-from utils.results import Results
+from utils.results import Results, keep_source
 from utils.video import CODECS, Video, Writer
 from utils.window import Window
 
@@ -65,7 +66,7 @@ def play_all(found: source.Found, player: playback.Playback, results: Results, o
             if out.written:
                 writer = Writer(out.folder() / base, video.fps / player.every)
                 for _, suffix in CODECS:
-                    gallery.keep_source(Path(f"{writer.path}{suffix}"), Path(str(place)))
+                    keep_source(Path(f"{writer.path}{suffix}"), Path(str(place)))
             go_on = player.play(video, name, writer, window, out.folder)
         except DataError as error:
             if len(found.videos) + len(found.images) == 1:
@@ -87,18 +88,20 @@ def main():
     model = models.load(args.weight, conf=conf, nms=args.nms, img_size=args.img_size)
     labels = labels_of(args.classes, model.classes)
     model = models.optimize(model.to(device), half=args.half)
-    detect = tiles.finder(model, args.slice, args.overlap)
+    detect = tiles.finder(model, args.slice, args.overlap, args.conf)
 
     def paint(image, found):
         return vis.draw(image, found, model.classes, threshold=0.0)
 
-    window = Window() if out.shown else None
     chosen = {
         "threshold": args.conf,
         "labels": labels,
-        "at_a_time": parallel.pictures_at_a_time(device),
+        "at_a_time": ahead.pictures_at_a_time(device),
     }
-    with Results(model.classes, out.folder, args.save_txt, args.save_json) as results:
+    with ExitStack() as stack:
+        files = Results(model.classes, out.folder, args.save_txt, args.save_json)
+        results = stack.enter_context(files)
+        window = stack.enter_context(Window()) if out.shown else None
         go_on = True
         if found.images:
             names, paths = zip(*found.images, strict=True)
@@ -119,7 +122,7 @@ def main():
             play_all(found, player, results, out, window)
     if not results.pictures:
         raise UserError(f"--source {args.source}: nothing to read\n{results.summary()}")
-    say(results.summary(rates=not window))
+    say(results.summary(rates=not out.shown))
     out.report()
 
 

@@ -29,6 +29,7 @@ from utils.stopwatch import Stopwatch
 
 LOG_EVERY = 10  # updates between two records
 FLAT_SHARE = 0.05  # of the run, at its end, keeps the least learning rate (YOLOX: 15 of 300 epochs)
+FORETOLD_SECONDS = 60  # runs that take longer than this are told how long
 SAVE_SECONDS = 600  # a checkpoint inside an epoch at least this often
 
 
@@ -104,7 +105,7 @@ class Trainer:
         self.dtype = amp_dtype(device, amp)
         self.wide = torch.float32 if device.type == "mps" else torch.float64  # which MPS has not
         updates = [math.ceil(batches / recipe.accumulate) for batches in per_epoch]
-        total = sum(updates)
+        total, self.epochs = sum(updates), len(per_epoch)
         batch = recipe.batch_size * recipe.accumulate * dist.world_size()
         lr, self.lr_text = optim.scaled_lr(recipe.lr, recipe.base_batch, batch, recipe.optimizer)
         self.schedule = {
@@ -268,7 +269,8 @@ def train_one_epoch(trainer: Trainer, loader, weights: dict, *, log: RunLog, sto
     zero = torch.zeros((), device=trainer.device)
     divisor, bad, group, border = zero, zero, [], position.step
     lr, clock, saved_at = trainer.prepare_update(), Stopwatch(), time.monotonic()
-    bar = log.progress(loader.per_epoch, f"epoch {position.epoch + 1}", done=position.step)
+    title = f"epoch {position.epoch + 1} of {trainer.epochs}"
+    bar = log.progress(loader.per_epoch, title, done=position.step)
     try:
         for images, targets in clock.timed(loader.batches(position.epoch, first=position.step)):
             position.step += 1
@@ -395,7 +397,7 @@ def fit(
     if not saved:
         save()
     with StopFlag() as stop, _memory_errors(recipe):
-        first = 0
+        first, foretold = 0, False
         for number, (stage, loader) in enumerate(zip(recipe.stages, loaders, strict=True)):
             until = first + stage.epochs
             if position.epoch < until:
@@ -404,8 +406,11 @@ def fit(
                 tell(f"stage {number + 1}: epochs {first + 1} to {until}, {stage.text}")
                 trainer.state = None if begins else trainer.state
             for _ in range(max(first, position.epoch), until):
-                weights = dict(stage.weights)
+                weights, whole, start = dict(stage.weights), position.step == 0, time.monotonic()
                 train_one_epoch(trainer, loader, weights, log=log, stop=stop, save=save)
+                if whole and not foretold:
+                    _foretell(trainer, time.monotonic() - start, log)
+                    foretold = True
                 due = (position.epoch + 1) % recipe.eval_every == 0
                 if due or position.epoch + 1 == len(per_epoch):
                     save()
@@ -420,6 +425,15 @@ def fit(
             loader.close()
             first = until
     return position
+
+
+def _foretell(trainer: Trainer, seconds: float, log: RunLog):
+    """Says how long the run will take, once an epoch has been timed."""
+    left = trainer.epochs - trainer.position.epoch - 1
+    if left * seconds > FORETOLD_SECONDS:
+        minutes = left * seconds / 60
+        span = f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.0f} minutes"
+        log.show(f"an epoch takes {seconds:.0f} s: about {span} for the other {left} (--epochs)")
 
 
 def _evaluate_and_keep(trainer, evaluation, folder, log, stop, extra):

@@ -34,7 +34,6 @@ def parse_arguments() -> argparse.Namespace:
     model.add_argument(
         "--results", metavar="FILE", help="detections as COCO results json, in place of --weight"
     )
-    model.add_argument("--half", action="store_true", help="compute in 16 bits")
     basic = parser.add_argument_group("data (default: what the checkpoint was trained on)")
     cli.add_data_flags(basic, data.READERS)
     cli.add_split_flags(basic, data.SPLITS)
@@ -106,8 +105,13 @@ def check(args: argparse.Namespace):
     names = [name for name, _ in args.areas]
     if len(set(names)) < len(names):
         raise UserError(f"--areas: {', '.join(names)} are not different names")
+    check_out(args)
+
+
+def check_out(args: argparse.Namespace):
+    """Raises UserError if --out cannot be written, or is a file that is read."""
     if args.out:
-        coco_results.check_target(args.out)
+        coco_results.check_target(args.out, (args.weight, args.classes, *(args.ann or ())))
 
 
 def evaluator_of(records, args: argparse.Namespace) -> Evaluator:
@@ -124,6 +128,7 @@ def detect(args: argparse.Namespace):
     """(evaluator, records, what was scored, more notes): the model's detections, over all ranks."""
     opened = models.read(args.weight)
     cli.data_of_checkpoint(args, opened.arguments)
+    check_out(args)  # again: the checkpoint may have named the files of its set
     device = cli.pick_device(args)
     dist.init(device)
     model = opened.build(conf=args.conf, nms=args.nms, img_size=args.img_size)

@@ -12,7 +12,7 @@ import numpy as np
 import data
 import models
 from models import tiles
-from utils import cli, gallery, output, parallel, vis
+from utils import ahead, cli, gallery, output, vis
 from utils.errors import UserError
 from utils.log import say
 from utils.results import Results
@@ -90,7 +90,7 @@ def main():
         return vis.draw_verdicts(image, found, truth, judged, names)
 
     with Results(model.classes, out.folder, args.save_txt, args.save_json) as results:
-        detect = tiles.finder(model, args.slice, args.overlap)
+        detect = tiles.finder(model, args.slice, args.overlap, args.conf)
         pictures = gallery.Gallery(
             records.files,
             records.path,
@@ -98,7 +98,7 @@ def main():
             paint,
             results,
             threshold=args.conf,
-            at_a_time=parallel.pictures_at_a_time(device),
+            at_a_time=ahead.pictures_at_a_time(device),
         )
         if out.shown:
             say(gallery.KEYS)

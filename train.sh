@@ -5,6 +5,13 @@
 # With several GPUs one process is started on each (CUDA_VISIBLE_DEVICES chooses among them).
 
 cd "$(dirname "$0")" || exit 2
+case " $* " in
+*" -h "* | *" --help "*) # nothing is installed for a look at the flags
+    [ -x "${VIRTUAL_ENV:-.venv}/bin/python" ] && exec "${VIRTUAL_ENV:-.venv}/bin/python" train.py --help
+    sed -n '2,5s/^# \{0,1\}//p' train.sh
+    exit 0
+    ;;
+esac
 . ./setup.sh
 [ $# -gt 0 ] || set -- -d synthetic -v yolox-nano
 

@@ -1,4 +1,4 @@
-"""Time detection from a decoded image to its final boxes, alone or in turn with the reference.
+"""Time detection from decoded images to boxes, alone or in turn with the reference.
 
 python benchmark.py inference -v yolox-s --img_size 640 --half
 python benchmark.py inference --weight yolox_nano.pth --source dog.jpg --out bench.json

@@ -1,4 +1,4 @@
-"""Measure the memory of a large COCO set, of the workers that go through it, and of long runs.
+"""Measure the memory of a large COCO set, of workers that go through it, of long runs.
 
 python benchmark.py memory
 python benchmark.py memory --images 20000 --boxes 150000 --epochs 10
@@ -180,14 +180,23 @@ def measure_run(folder: Path, epochs: int) -> dict[int, tuple[int, int]]:
         )
         while process.poll() is None:
             epoch = _epochs_done(folder / "runs")
-            if epoch not in found and epoch:
-                children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-                workers = sum(unshared(int(pid)) for pid in children.split())
-                found[epoch] = status(process.pid)[0], workers
+            if epoch and epoch not in found:
+                memory = memory_of(process.pid)
+                if memory:
+                    found[epoch] = memory
             time.sleep(0.05)
     if process.returncode:
         raise UserError(f"train.py failed:\n{(folder / 'output.txt').read_text()[-2000:]}")
     return found
+
+
+def memory_of(pid: int) -> tuple[int, int] | None:
+    """(resident of a process, unshared of its children); None if one of them ends meanwhile."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        return status(pid)[0], sum(unshared(int(child)) for child in children.split())
+    except (FileNotFoundError, ProcessLookupError, KeyError):  # KeyError: ended, not yet waited for
+        return None
 
 
 def _epochs_done(runs: Path) -> int:
@@ -217,6 +226,8 @@ def run(args: argparse.Namespace):
         if args.epochs:
             found = measure_run(Path(name), args.epochs)
             say(f"training of {SMALL_SET} images, MiB: resident; unshared memory of its workers")
-            for epoch in sorted({*found.keys() & EARLY, max(found)}):
+            if not found:
+                say("  not measured: it was over before it could be looked at; see --epochs")
+            for epoch in sorted({*found.keys() & EARLY, *list(found)[-1:]}):
                 main, workers = found[epoch]
                 say(f"  epoch {epoch:3d}: {main / MIB:.0f}; {workers / MIB:.1f}")

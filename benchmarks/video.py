@@ -1,4 +1,4 @@
-"""Time demo.py on a video against the model alone, without and with writing the result.
+"""Time demo.py on a video, written and not written, against the model alone.
 
 python benchmark.py video --video bottles.mp4 --weight yolox_nano.pth
 
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import models
-from utils import cli, parallel, vis
+from utils import ahead, cli, vis
 from utils.errors import UserError
 from utils.log import say
 from utils.playback import Playback
@@ -35,7 +35,6 @@ def add_flags(parser: cli.Parser):
     parser.add_argument(
         "--rounds", type=cli.whole(1), default=7, metavar="N", help="timed rounds (7)"
     )
-    parser.add_argument("--half", action="store_true", help="compute in 16 bits")
     cli.add_device_flags(parser)
 
 
@@ -45,7 +44,7 @@ def read(path: str, most: int) -> list:
 
 def ways(args: argparse.Namespace, model, frames: list, folder: Path) -> dict:
     """What is timed: name -> function of no arguments that goes through all frames once."""
-    at_a_time = parallel.pictures_at_a_time(model.pixel_mean.device)
+    at_a_time = ahead.pictures_at_a_time(model.pixel_mean.device)
     measured = Results(model.classes)
 
     def find(image):
@@ -61,7 +60,7 @@ def ways(args: argparse.Namespace, model, frames: list, folder: Path) -> dict:
             find(image)
 
     def several():
-        for _ in parallel.spread(find, frames, at_a_time):
+        for _ in ahead.spread(find, frames, at_a_time):
             pass
 
     def play(writes: bool):

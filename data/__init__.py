@@ -1,6 +1,5 @@
 """Readers, augmentation and loading; READERS is the one table of formats."""
 
-import difflib
 import inspect
 
 from data import coco, cocovid, custom, flow, synthetic, voc, yolo
@@ -9,6 +8,8 @@ from data.faults import Faults
 from data.files import check_files
 from data.loader import build_loader
 from data.records import Records, read_classes
+from data.splits import SPLIT_NAMES
+from utils import cli
 from utils.errors import UserError
 
 __all__ = ["READERS", "SPLITS", "Window", "build_loader", "check_files", "read"]
@@ -23,7 +24,7 @@ READERS = {
     "synthetic": synthetic.read,
     "synthetic-tiny": synthetic.read_tiny,
 }
-SPLITS = ("train", "val", "test")
+SPLITS = tuple(SPLIT_NAMES)
 
 
 def read(name, root, split, *, classes=None, limit=None, faults=None, **options) -> Records:
@@ -33,15 +34,13 @@ def read(name, root, split, *, classes=None, limit=None, faults=None, **options)
     `faults` is told what is wrong with the set (by default the first error is raised).
     """
     if name not in READERS:
-        near = difflib.get_close_matches(name, READERS, 1, 0) or list(READERS)
-        raise UserError(
-            f"dataset {name!r} is not known; did you mean {near[0]!r}? Known: {', '.join(READERS)}"
-        )
+        raise UserError(cli.unknown("data set of kind", name, READERS))
     reader = READERS[name]
     options = {key: value for key, value in options.items() if value is not None}
     if classes:
         options["classes"] = read_classes(classes) if isinstance(classes, str) else classes
-    for option in options.keys() - inspect.signature(reader).parameters.keys():
-        raise UserError(f"data sets of kind {name} have no {option}; leave that flag out")
+    for option in sorted(options.keys() - inspect.signature(reader).parameters.keys()):
+        flag = custom.FLAGS.get(option, option)
+        raise UserError(f"data sets of kind {name} do not take {flag}; leave that flag out")
     records = reader(root, split, faults=faults or Faults(), **options)
     return records if limit is None else records.limit(limit)

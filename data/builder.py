@@ -11,6 +11,7 @@ from data.records import Records
 from utils.errors import UserError
 from utils.image import probe_image
 
+UNREADABLE = "images cannot be read"
 NO_NUMBERS = "boxes that are no four finite numbers were dropped"
 CLIP_NOTED = 2.0  # pixels a box may reach over the edge unmentioned: annotators round
 FAR = 1e9  # pixels: beyond every image, within float32
@@ -20,14 +21,15 @@ BLOCK = 1 << 16  # boxes that are cleaned at a time, so that temporary arrays st
 class Builder:
     """Collects a set in columns; the one place that cleans boxes, telling `faults` what it drops.
 
-    `unit` is what the reader counts boxes by: the word before a box's number in a fault's detail.
+    `unit` is what the reader counts boxes by: the word before a box's number in a fault's detail;
+    `source` the file that lists the images, if there is one.
     """
 
     def __init__(
-        self, root, classes, faults: Faults, category_ids=None, videos=(), unit: str = "object"
+        self, root, classes, faults: Faults, category_ids=None, videos=(), unit="object", source=""
     ):
         self.root, self.classes, self.faults, self.unit = Path(root), classes, faults, unit
-        self.category_ids, self.videos = category_ids, videos
+        self.category_ids, self.videos, self.source = category_ids, videos, source
         self._files, self._sources = NameList(), {}
         self._heights, self._widths = array("i"), array("i")
         self._image_ids, self._video, self._frame = array("q"), array("q"), array("q")
@@ -45,7 +47,7 @@ class Builder:
             try:
                 size_hw = probe_image(self.root / file)
             except UserError as error:
-                self.faults.error("images cannot be read", self.root / file, str(error))
+                self.faults.error(UNREADABLE, self.root / file, str(error))
                 return -1
         row = len(self._heights)
         self._files.append(str(file))
@@ -89,8 +91,8 @@ class Builder:
         """The set; its notes are those given and what `faults` says was dropped."""
         count = len(self._heights)
         if not count:
-            sentence = f"{self.root}: the set lists no images"
-            self.faults.error("sets without images", self.root, sentence)
+            where = self.source or self.root
+            self.faults.error("sets without images", where, f"{where}: the set lists no images")
         files = self._files.names()
         sizes = np.array((self._heights, self._widths), np.int32).T.copy()
         owners = np.asarray(self._owners)
@@ -112,7 +114,7 @@ class Builder:
             labels=np.asarray(self._labels)[rows].astype(np.int64),
             crowd=np.asarray(self._crowd)[rows] > 0,
             difficult=np.asarray(self._difficult)[rows] > 0,
-            areas=np.where(np.isnan(areas), spans.prod(axis=1), areas).astype(np.float32),
+            areas=np.where(np.isnan(areas), spans.prod(axis=1), areas),
             video=np.array(self._video, np.int64),
             frame=np.array(self._frame, np.int64),
             videos=tuple(self.videos),

@@ -21,7 +21,7 @@ from data.check_images import double_findings, image_findings
 from data.check_json import json_files, json_findings
 from data.faults import Faults
 from data.findings import LEVELS, Finding, by_kind, count
-from data.parts import add_part_flags, read_parts
+from data.parts import add_part_flags, read_parts, source_of
 from data.records import Records
 from utils import cli
 from utils.log import say
@@ -29,7 +29,6 @@ from utils.log import say
 SHOWN = {"error": 20, "warning": 20, "remark": 5}  # of a kind, that are listed without --all
 SIDES = (0, 8, 16, 32, 64, 128, 256, 512, np.inf)  # pixels of the input: bins of box sides
 OBJECTS = (0, 1, 2, 4, 8, 16, 32, 64, 128, np.inf)  # bins of objects in an image
-COCO_KINDS = ("coco", "cocovid", "custom")
 BAR = 40  # characters of the longest bar
 NUMBER = r"(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
 CORNERS = re.compile(rf"\({NUMBER}, {NUMBER}, {NUMBER}, {NUMBER}\)")
@@ -42,13 +41,6 @@ def parse_arguments() -> argparse.Namespace:
         epilog="Exit code 0: no errors; 1: errors; 2: not readable. See docs/data.md, Checking.",
     )
     group = parser.add_argument_group("data")
-    known = ", ".join(data.READERS)
-    group.add_argument(
-        "-d", "--dataset", required=True, metavar="NAME", help=f"kind of data set: {known}"
-    )
-    group.add_argument(
-        "--root", default="datasets", metavar="DIR", help="folder the data set lies in (datasets)"
-    )
     add_part_flags(group)
     group = parser.add_argument_group("report")
     group.add_argument("--html", metavar="FILE", help="write a page with pictures as well")
@@ -66,12 +58,15 @@ def parse_arguments() -> argparse.Namespace:
         "--all", action="store_true", help="list everything, not the first few of a kind"
     )
     cli.add_debug_flag(group)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.dataset is None:
+        parser.error("-d is missing, the kind of data set")
+    return args
 
 
 def main() -> int:
     args = parse_arguments()
-    read = read_parts(args.dataset, args, gather=True)
+    read = read_parts(source_of(args), args.split, gather=True)
     parts = {split: records for split, (records, _) in read.items() if records is not None}
     boxes = {split: check_labels.measure(r, args.img_size) for split, r in parts.items()}
     for split, records in parts.items():
@@ -80,8 +75,7 @@ def main() -> int:
             if note not in read[split][1].notes():
                 say(f"  note: {note}")
     findings = list(find(read, boxes, args.img_size, decode=not args.fast))
-    if args.dataset in COCO_KINDS:
-        findings += json_findings(args.ann or json_files(args.root))
+    findings += json_findings(args.ann or json_files(args.dataset, args.root, parts))
     if not (args.split or args.ann):  # else the other images may be those of another part
         findings += check_labels.stray_findings(parts)
     table = class_table(parts)

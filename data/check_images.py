@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import DAMAGED, MISSING, SIZE
+from data.files import DAMAGED, MISSING, SIZE, THREADS
 from data.findings import Finding
 from data.records import Records
 from utils.errors import UserError
 from utils.image import read_image
 from utils.log import Progress
 
+CORES = min(os.cpu_count() or 1, THREADS)
 BLOCK = 64  # images that are decoded between two looks at what the decoders printed
 HARMLESS = ("extraneous bytes", "warning")  # in what they print: nothing of the picture is lost
 ERROR_STREAM = 2  # file descriptor
@@ -34,8 +35,7 @@ LEAKED = "images of one part are in another part too"
 def image_findings(parts: dict[str, Records]) -> Iterator[Finding]:
     """What is wrong with each image of {split: Records}, in order; each is decoded."""
     places = [(split, index) for split, records in parts.items() for index in range(len(records))]
-    threads = min(os.cpu_count() or 1, 8)
-    with ThreadPoolExecutor(threads) as pool, Progress(len(places), "checking images") as bar:
+    with ThreadPoolExecutor(CORES) as pool, Progress(len(places), "checking images") as bar:
         for first in range(0, len(places), BLOCK):
             block = places[first : first + BLOCK]
             paths = [parts[split].path(index) for split, index in block]
@@ -58,7 +58,7 @@ def double_findings(parts: dict[str, Records]) -> Iterator[Finding]:
             if path.is_file():
                 by_length.setdefault(path.stat().st_size, []).append((split, index))
     candidates = [place for places in by_length.values() if len(places) > 1 for place in places]
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+    with ThreadPoolExecutor(CORES) as pool:
         digests = pool.map(lambda place: _digest(parts[place[0]].path(place[1])), candidates)
         first: dict[bytes, tuple] = {}
         for (split, index), digest in zip(candidates, digests, strict=True):

@@ -127,7 +127,9 @@ def id_findings(parts: dict[str, Records]) -> Iterator[Finding]:
 
 def stray_findings(parts: dict[str, Records]) -> Iterator[Finding]:
     """Images that lie beside those of the set, and that no annotation names."""
-    listed = {os.path.realpath(r.root / file) for r in parts.values() for file in r.files}
+    paths = [os.path.split(r.root / file) for r in parts.values() for file in r.files]
+    real = {folder: os.path.realpath(folder) for folder in {folder for folder, _ in paths}}
+    listed = {os.path.join(real[folder], name) for folder, name in paths}  # may be links themselves
     for folder in sorted({os.path.dirname(path) for path in listed}):
         if not os.path.isdir(folder):
             continue

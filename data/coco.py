@@ -15,8 +15,8 @@ import numpy as np
 from data.builder import Builder
 from data.coco_json import load
 from data.faults import name_some
-from data.pairs import STANDS_IN
-from data.records import read_classes
+from data.pairs import own_classes
+from data.splits import SPLIT_NAMES, STANDS_IN, NoPart, stand_in
 from utils.errors import UserError
 
 
@@ -24,13 +24,14 @@ def read(root, split, classes=None, *, faults, annotation=None, images=None):
     """Records of split "train", "val" or "test"; class i is the i-th category by id.
 
     `classes` selects and orders categories by name. `annotation` and `images` name a json and
-    its images where they lie elsewhere than in the usual tree. Without test files "test" is "val".
+    its images where they lie elsewhere than in the usual tree. "val" and "test" stand in for each
+    other.
     """
     root, notes = Path(root), []
+    base = root
     if annotation is None:
-        root, annotation, folders, used = _find(root, split)
-        if used != split:
-            notes.append(f"no {split} annotations; these are the {used} images")
+        base, annotation, folders, used = find_json(root, split)
+        notes = stand_in(split, used)
     else:
         annotation = Path(annotation)
         folders = _folders_near(root, annotation, split)
@@ -38,14 +39,14 @@ def read(root, split, classes=None, *, faults, annotation=None, images=None):
         folders = [Path(images)]
     content = load(annotation, faults)
     folder = image_folder(folders, content.images.files.names(), annotation)
-    if classes is None and (root / "classes.txt").is_file():
-        classes = read_classes(root / "classes.txt")
+    if classes is None:
+        classes = own_classes(base, root)
     return assemble(content, folder, classes, annotation, faults, notes=notes)
 
 
-def _find(root, split):
+def find_json(root, split):
     """(root, json, image folders to look in, split found) of the usual trees."""
-    tried = []
+    root, tried = Path(root), []
     for used in STANDS_IN[split]:
         for base in (root, root / "coco", root / "COCO"):
             for name in (f"{used}2017", used):
@@ -53,13 +54,14 @@ def _find(root, split):
                 tried.append(path)
                 if path.is_file():
                     return base, path, [base / name, base / "images" / name, base / "images"], used
-            folder = base / ("valid" if used == "val" else used)
-            tried.append(folder / "_annotations.coco.json")
-            if tried[-1].is_file():
-                return base, tried[-1], [folder], used
+            for name in SPLIT_NAMES[used]:
+                path = base / name / "_annotations.coco.json"
+                tried.append(path)
+                if path.is_file():
+                    return base, path, [path.parent], used
     if not root.is_dir():
         raise UserError(f"coco: there is no folder {root}; see --root")
-    raise UserError(
+    raise NoPart(
         f"coco: no {split} annotations below --root {root}; looked for "
         f"{', '.join(str(path.relative_to(root)) for path in tried[:3])} and the same in coco/; "
         "name a file with --ann FILE --images DIR, or see docs/data.md"
@@ -108,7 +110,7 @@ def _classes(named, wanted, path, faults):
 def assemble(content, folder, classes, annotation, faults, *, notes=(), videos=(), places=None):
     """Records of a json's content; `places` are the (video, frame) of each image."""
     names, ids, label_of = _classes(content.categories, classes, annotation, faults)
-    builder = Builder(folder, names, faults, category_ids=ids, videos=videos, unit="annotation")
+    builder = Builder(folder, names, faults, ids, videos, unit="annotation", source=annotation)
     images = content.images
     rows = [
         builder.image(file, (height, width) if height else None, image_id, *place)

@@ -11,6 +11,8 @@ from data.names import NameList
 from utils.errors import UserError
 
 LARGEST = 2**31 - 1  # side of an image
+IDS = range(-(2**63), 2**63)  # that fit into a column
+NOT_MARKED = ("", "0", "false")  # marks that are texts, and mean no
 
 
 @dataclass
@@ -102,10 +104,10 @@ def _add_annotations(columns, items, path, faults):
             faults.error("annotations without a valid image or category", path, str(error))
             continue
         number, area, bbox = item.get("id"), item.get("area"), item.get("bbox")
-        if type(number) is not int or abs(number) > LARGEST:
+        if type(number) is not int or number not in IDS:
             number = position
         try:
-            x, y, width, height = map(float, bbox)
+            x, y, width, height = map(float, bbox if isinstance(bbox, list) else ())
         except (TypeError, ValueError, OverflowError):
             detail = f"annotation {number} of image {image_id}: bbox {bbox!r:.60}"
             faults.drop(NO_NUMBERS, path, detail)
@@ -114,8 +116,8 @@ def _add_annotations(columns, items, path, faults):
         columns.category_ids.append(category_id)
         columns.numbers.append(number)
         columns.boxes.extend((x, y, x + width, y + height))
-        columns.crowd.append(bool(item.get("iscrowd")))
-        columns.difficult.append(bool(item.get("difficult")))
+        columns.crowd.append(_marked(item.get("iscrowd")))
+        columns.difficult.append(_marked(item.get("difficult")))
         columns.areas.append(area if type(area) in (int, float) and 0 < area < 1e30 else 0)
 
 
@@ -130,6 +132,11 @@ def _add_names(named, items, key, path, faults):
         if named.setdefault(number, name) != name:
             sentence = f'{path}: id {number} is there twice in "{key}": {named[number]}, {name}'
             faults.error(f"{key} whose id is there twice", path, sentence)
+
+
+def _marked(value):
+    """Whether a mark is set; some tools write it as a text."""
+    return value.strip().lower() not in NOT_MARKED if isinstance(value, str) else bool(value)
 
 
 def _field(item, key, path):
@@ -157,9 +164,12 @@ def _whole(item, key, path):
     value = _field(item, key, path)
     if type(value) is not int:
         try:
-            value = int(value)
+            whole = int(value)
         except (TypeError, ValueError, OverflowError):
-            raise UserError(f'{path}: "{key}" is no integer in {str(item)[:100]}') from None
-    if not -(2**63) <= value < 2**63:
+            whole = None
+        if whole is None or (isinstance(value, float) and whole != value):
+            raise UserError(f'{path}: "{key}" is no integer in {str(item)[:100]}')
+        value = whole
+    if value not in IDS:
         raise UserError(f'{path}: "{key}" is out of range in {str(item)[:100]}')
     return value

@@ -1,6 +1,7 @@
 """Reader of CocoVID files: a COCO json whose images are frames of the videos that it lists.
 
-    ROOT/annotations/{train,val,test}.json, images below ROOT/frames/, ROOT/{split}/ or ROOT/
+    ROOT/annotations/{train,val,test}.json, images below ROOT/frames/,
+    ROOT/{split}/, ROOT/images/ or ROOT/
 
 Each image has a `video_id` and a `frame_id`; the `instance_id` of an annotation is not read.
 """
@@ -10,14 +11,15 @@ from pathlib import Path
 from data.coco import assemble, image_folder
 from data.coco_json import load
 from data.faults import Faults
-from data.pairs import STANDS_IN
-from data.records import read_classes
+from data.pairs import own_classes
+from data.splits import STANDS_IN, NoPart, stand_in
 from utils.errors import UserError
 
 TREE = """expected:
   ROOT/annotations/train.json
   ROOT/annotations/val.json
-  ROOT/frames/VIDEO/*.jpg, or wherever `file_name` leads from ROOT/frames, ROOT/train or ROOT"""
+  ROOT/frames/VIDEO/*.jpg, or wherever `file_name` leads from ROOT/frames, ROOT/train, ROOT/images
+    or ROOT"""
 
 
 def read(root, split, classes=None, *, faults: Faults, annotation=None, images=None):
@@ -28,10 +30,8 @@ def read(root, split, classes=None, *, faults: Faults, annotation=None, images=N
     """
     root, notes = Path(root), []
     if annotation is None:
-        annotation, used = _find(root, split)
-        folders = [root / "frames", root / used, root / "images", root]
-        if used != split:
-            notes.append(f"no {split} annotations; these are the {used} images")
+        _, annotation, folders, used = find_json(root, split)
+        notes = stand_in(split, used)
     else:
         annotation = Path(annotation)
         bases = dict.fromkeys((annotation.parent.parent, annotation.parent, root))
@@ -44,8 +44,8 @@ def read(root, split, classes=None, *, faults: Faults, annotation=None, images=N
             f'{annotation}: the list "videos" is missing or empty; for a set of stills use -d coco'
         )
     places = _places(content, annotation, faults)
-    if classes is None and (root / "classes.txt").is_file():
-        classes = read_classes(root / "classes.txt")
+    if classes is None:
+        classes = own_classes(root)
     folder = image_folder(folders, content.images.files.names(), annotation)
     return assemble(
         content,
@@ -79,11 +79,16 @@ def _places(content, path, faults):
     return places
 
 
-def _find(root, split):
-    """(json, split found) below a root."""
+def find_json(root, split):
+    """(root, json, image folders to look in, split found)."""
+    root = Path(root)
     for used in STANDS_IN[split]:
         path = root / "annotations" / f"{used}.json"
         if path.is_file():
-            return path, used
-    what = f"no annotations/{split}.json below" if root.is_dir() else "there is no folder"
-    raise UserError(f"cocovid: {what} {root.absolute()}; {TREE}\nor name a file with --ann FILE")
+            return root, path, [root / "frames", root / used, root / "images", root], used
+    if not root.is_dir():
+        raise UserError(f"cocovid: there is no folder {root.absolute()}; {TREE}")
+    raise NoPart(
+        f"cocovid: no annotations/{split}.json below {root.absolute()}; {TREE}\n"
+        "or name a file with --ann FILE"
+    )

@@ -11,8 +11,9 @@ import shutil
 from pathlib import Path
 
 import data
-from data.parts import add_part_flags, read_parts, split_off
+from data.parts import Source, add_part_flags, read_parts, source_of, split_off
 from data.records import Records
+from data.splits import NoPart
 from data.writers import WRITERS
 from utils import cli
 from utils.errors import UserError
@@ -26,13 +27,7 @@ def parse_arguments() -> argparse.Namespace:
         epilog="Examples and what each format keeps: docs/data.md, section Converting.",
     )
     group = parser.add_argument_group("from")
-    known = ", ".join(data.READERS)
-    group.add_argument(
-        "--from", dest="source", required=True, metavar="NAME", help=f"its format: {known}"
-    )
-    group.add_argument(
-        "--root", default="datasets", metavar="DIR", help="folder the set lies in (datasets)"
-    )
+    group.add_argument("--from", dest="dataset", metavar="NAME", help="another name of -d")
     add_part_flags(group)
     group = parser.add_argument_group("to")
     group.add_argument("--to", dest="target", required=True, choices=WRITERS, help="new format")
@@ -52,7 +47,10 @@ def parse_arguments() -> argparse.Namespace:
         "--seed", type=cli.whole(0), default=0, metavar="N", help="of the draw of --val_part (0)"
     )
     cli.add_debug_flag(group)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.dataset is None:
+        parser.error("--from is missing, the format of the set")
+    return args
 
 
 def main():
@@ -98,10 +96,11 @@ def convert(parts: dict[str, Records], target: str, out, link: bool = False) -> 
 
 def _read(args) -> dict[str, Records]:
     """{split: Records} of the parts to convert, which must agree on the classes."""
+    source = source_of(args)
     if args.val_part is None:
-        parts = {split: records for split, (records, _) in read_parts(args.source, args).items()}
+        parts = {split: records for split, (records, _) in read_parts(source, args.split).items()}
     else:
-        parts = _divided(args)
+        parts = _divided(source, args.split, args.val_part, args.seed)
     first, *others = parts
     for split in others:
         if parts[split].classes != parts[first].classes:
@@ -112,22 +111,33 @@ def _read(args) -> dict[str, Records]:
     return parts
 
 
-def _divided(args) -> dict[str, Records]:
-    """The part to train on, divided in train and val by --val_part."""
-    if not args.split:
-        parts = read_parts(args.source, args, gather=True)
-        there = [split for split, (records, _) in parts.items() if records and split != "train"]
-        if there:
-            raise UserError(
-                f"the set has a part {there[0]} already; leave out --val_part, or divide the part "
-                "to train on nevertheless with --split train"
-            )
-        args.split = ["train"]
-    if args.split != ["train"]:
+def _divided(source: Source, wanted, share: float, seed: int) -> dict[str, Records]:
+    """The part to train on, divided in train and val: `share` of the images become val."""
+    if wanted not in (None, ["train"]):
         raise UserError("--val_part divides the part to train on: --split train, or no --split")
-    records, _ = read_parts(args.source, args)["train"]
-    rest, held_out = split_off(records, args.val_part, args.seed)
+    records = source.read("train")
+    if wanted is None:
+        _refuse_val(source)
+    rest, held_out = split_off(records, share, seed)
     return {"train": rest, "val": held_out}
+
+
+def _refuse_val(source: Source):
+    """Raises UserError if the set has a part to evaluate on, be it sound or not."""
+    advice = "to divide the part to train on nevertheless: --split train"
+    for split in source.splits:
+        if split == "train":
+            continue
+        try:
+            source.read(split)
+        except NoPart:
+            continue
+        except UserError as error:
+            raise UserError(
+                f"--val_part is for a set without {split}, and that of this one cannot be read: "
+                f"{error}; {advice}"
+            ) from None
+        raise UserError(f"the set has a part {split} already; leave out --val_part; {advice}")
 
 
 def _placer(link: bool, bar: Progress):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data import coco, cocovid, flow, voc, yolo
 from data.faults import name_some
-from data.pairs import SPLIT_NAMES, choose, no_split
+from data.splits import SPLIT_NAMES, choose, no_split, stand_in
 from utils.errors import UserError
 
 KEYS = {  # of a json, and what stands behind them; an empty list of videos makes no CocoVID
@@ -16,6 +16,7 @@ KEYS = {  # of a json, and what stands behind them; an empty list of videos make
     "annotations": re.compile(rb'"annotations"\s*:\s*\['),
     "videos": re.compile(rb'"videos"\s*:\s*\[\s*\{'),
 }
+FLAGS = {"annotation": "--ann", "images": "--images", "years": "--voc_train"}  # of options
 CHUNK = 1 << 20  # bytes of a json that are looked at at a time
 OVERLAP = 1 << 10  # of two chunks: a key, white space and the bracket fit into it
 
@@ -36,6 +37,7 @@ class Format:
     where: str
     read: partial
     options: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # that its reader cannot know of
 
 
 def read(root, split, classes=None, *, faults, annotation=None, images=None, years=None):
@@ -53,14 +55,17 @@ def read(root, split, classes=None, *, faults, annotation=None, images=None, yea
         raise _nothing(root)
     first, *others = fitting
     options = {name: value for name, value in (("images", images), ("years", years)) if value}
-    for name in options.keys() - set(first.options):
-        raise UserError(f"custom: {first.name} ({first.where}) has no {name}; leave that flag out")
+    for name in sorted(options.keys() - set(first.options)):
+        raise UserError(
+            f"custom: {first.name} ({first.where}) does not take {FLAGS[name]}; leave that flag out"
+        )
     also = [f"also found: {each.name} ({each.where}), for -d {each.dataset}" for each in others]
     try:
         records = first.read(classes=classes, faults=faults, **options)
     except UserError as error:
-        raise UserError("; ".join((str(error), *also))) from None
-    return replace(records, notes=(f"found: {first.name} ({first.where})", *also, *records.notes))
+        raise type(error)("; ".join((str(error), *also))) from None
+    notes = f"found: {first.name} ({first.where})", *also, *first.notes
+    return replace(records, notes=(*notes, *records.notes))
 
 
 def _json_format(root, jsons, split):
@@ -72,7 +77,7 @@ def _json_format(root, jsons, split):
     videos = "videos" in keys_of(path)
     reader = partial((cocovid if videos else coco).read, root, used, annotation=path)
     name, dataset = ("CocoVID json", "cocovid") if videos else ("COCO json", "coco")
-    return Format(name, dataset, str(path), reader, ("images",))
+    return Format(name, dataset, str(path), reader, ("images",), tuple(stand_in(split, used)))
 
 
 def _no_json(error, **_):

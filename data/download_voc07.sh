@@ -61,10 +61,14 @@ is_good() { # FILE MD5
 
 download() { # URL FILE: goes on with a file that is there in part
     if command -v curl >/dev/null; then
-        curl -fL -C - --retry 2 --connect-timeout 30 -o "$2" "$1"
+        quiet= # no meter in a log
+        [ -t 2 ] || quiet=-sS
+        # shellcheck disable=SC2086
+        curl -fL -C - $quiet --connect-timeout 30 -o "$2" "$1"
         code=$?
         if [ $code -eq 33 ]; then # the server cannot go on with a part
-            curl -fL --retry 2 --connect-timeout 30 -o "$2" "$1"
+            # shellcheck disable=SC2086
+            curl -fL $quiet --connect-timeout 30 -o "$2" "$1"
             code=$?
         fi
         return $code
@@ -97,9 +101,10 @@ fetch() { # NAME MD5: puts a verified tar at DIR/NAME
     urls=$(for mirror in $VOC_MIRRORS; do echo "  $mirror/$1"; done)
     fail 1 "$1 could not be fetched from any of
 $urls
-run this again to go on, or get the file by other means, put it at
-  $tar
-and run this again; its MD5 is $2"
+run this again to go on, or get both files by other means, put them at
+  $DIR/$TRAINVAL (MD5 $MD5_TRAINVAL)
+  $DIR/$TEST (MD5 $MD5_TEST)
+and run this again"
 }
 
 case ${1:-} in

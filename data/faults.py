@@ -35,6 +35,11 @@ class Faults:
             raise UserError(sentence)
         self.found.append(Fault(kind, str(file), sentence, True))
 
+    def errors(self, kind: str, files, whole: str, single: str):
+        """An error for each of several files: raises `whole`, about all, or notes `single`."""
+        for file in files:
+            self.error(kind, file, single if self.collect else whole)
+
     def drop(self, kind: str, file, detail: str = ""):
         self.found.append(Fault(kind, str(file), detail, False))
 
@@ -50,8 +55,8 @@ class Faults:
         ]
 
 
-def name_some(names) -> str:
+def name_some(names, shown: int = NAMES_SHOWN) -> str:
     """The first few of many names, and how many more there are."""
     names = [str(name) for name in names]
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,7 +38,7 @@ def check_files(records: Records, cache_folder=None, faults: Faults | None = Non
         return _check(root / records.files[index], known[index])
 
     found, bad = known, []
-    for index, result in enumerate(_in_threads(look, len(records))):
+    for index, result in enumerate(in_threads(look, len(records))):
         file = records.files[index]
         if isinstance(result, tuple):
             bad.append((file, *result))
@@ -76,7 +77,7 @@ def _size_sentence(path, found, noted):
     return sentence
 
 
-def _in_threads(function: Callable, count: int) -> Iterator:
+def in_threads(function: Callable, count: int) -> Iterator:
     """function(0), ..., function(count - 1) in order."""
 
     def block(first):
@@ -106,10 +107,18 @@ def _key(file):
 def _store_of(root, cache_folder):
     """Where the findings on the files below a folder are kept."""
     if cache_folder is None:
-        home = os.environ.get("XDG_CACHE_HOME")
-        cache_folder = (Path(home) if home else Path.home() / ".cache") / "detection-data"
+        cache_folder = _user_cache() / "detection-data"
     name = hashlib.sha256(str(root).encode("utf-8", "surrogatepass")).hexdigest()[:16]
     return Path(cache_folder) / f"{name}.npy"
+
+
+def _user_cache():
+    """The user's cache folder; that of temporary files for a user without a home."""
+    named = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(named) if named else Path.home() / ".cache"
+    except RuntimeError:
+        return Path(tempfile.gettempdir())
 
 
 def _load(store):

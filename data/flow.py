@@ -11,9 +11,9 @@ from pathlib import Path
 
 from data.builder import Builder
 from data.faults import Faults, name_some
-from data.pairs import Kind, choose, label_files, members, no_split
+from data.pairs import CLASS_LIST, DOUBLES, Kind, label_files, members, own_classes
 from data.pairs import find as find_pairs
-from data.records import read_classes
+from data.splits import choose, no_split, stand_in
 from data.voc_xml import add_objects, found_names, parse
 from utils.errors import UserError
 
@@ -29,7 +29,7 @@ TREE = """expected:
 
 
 def read(root, split, classes=None, *, faults: Faults):
-    """Records of split "train", "val" or "test"; without a val folder "val" is "test".
+    """Records of split "train", "val" or "test"; "val" and "test" stand in for each other.
 
     Classes: those given, else classes.txt in the root, else the names found in all folders, sorted.
     An image without an xml has no objects; an xml without an image is an error.
@@ -45,10 +45,11 @@ def read(root, split, classes=None, *, faults: Faults):
     pair = found[chosen]
     files, strays, doubles = members(pair, KIND.suffix)
     parsed = {xml: parse(pair.labels / xml, faults) for _, xml in files if xml}
-    if classes is None and (root / "classes.txt").is_file():
-        classes = read_classes(root / "classes.txt")
+    classes = classes or own_classes(root)
     if classes is None:
         classes = _found_classes(parsed, [each for each in found.values() if each != pair])
+        if not classes:
+            faults.error("sets without classes", root, _no_names(root))
     builder = Builder(root, classes, faults)
     label_of = {name: label for label, name in enumerate(classes)}
     folder = pair.images.relative_to(root).as_posix()
@@ -65,6 +66,7 @@ def read(root, split, classes=None, *, faults: Faults):
     notes = [f"images of {folder}"]
     if bare:
         notes.append(f"{len(bare)} images have no xml, so no objects: {name_some(bare)}")
+    notes += stand_in(split, chosen)
     return builder.records(notes)
 
 
@@ -84,14 +86,21 @@ def _found_classes(parsed, others):
     return tuple(sorted(found))
 
 
+def _no_names(root):
+    return (
+        f"flow: no xml below {root.absolute()} has an object, so there are no class names; write "
+        f"them into {root / CLASS_LIST}, one a line"
+    )
+
+
 def _tell_oddities(strays, doubles, pair, faults):
-    for name in strays:
-        faults.error(
-            "annotation files without an image",
-            pair.labels / name,
-            f"flow: {len(strays)} annotation files have no image in {pair.images}: "
-            f"{name_some(strays)}; copy the images there or remove the xml files; "
-            "`python -m data.check -d flow --root DIR` lists them all",
-        )
+    faults.errors(
+        "annotation files without an image",
+        [pair.labels / name for name in strays],
+        f"flow: {len(strays)} annotation files have no image in {pair.images}: "
+        f"{name_some(strays)}; copy the images there or remove the xml files; "
+        "`python -m data.check -d flow --root DIR` lists them all",
+        f"no image of this name in {pair.images}",
+    )
     for name in doubles:
-        faults.drop("images were left out, named as others but for the ending", name)
+        faults.drop(DOUBLES, name)

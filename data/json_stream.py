@@ -92,6 +92,8 @@ class _Reader:
                 near = error.pos >= len(self._text) - NEAR_END
                 if self._ended or not (near or error.msg.startswith("Unterminated string")):
                     raise self._fault(error.msg, error.pos) from None
+            except ValueError:
+                raise self._fault("a number of too many digits") from None
             except RecursionError:
                 raise self._fault("lists within lists without end") from None
             else:

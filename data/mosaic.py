@@ -75,13 +75,13 @@ class Mixup:
             int(p * max(s - t, 0))
             for p, s, t in zip(place, size_hw[::-1], (width, height), strict=True)
         )
-        crop = np.zeros_like(image)  # a partner smaller than the frame darkens what it leaves free
+        cut = np.zeros_like(image)  # a partner smaller than the frame darkens what it leaves free
         part = canvas[y : y + height, x : x + width]
-        crop[: part.shape[0], : part.shape[1]] = part
+        cut[: part.shape[0], : part.shape[1]] = part
         boxes = other_target["boxes"] - np.array([x, y, x, y], np.float32)
         boxes = clip_boxes(boxes, (height, width))
         other_target = select(moved(other_target, boxes), has_area(boxes))
-        half = (image & crop) + ((image ^ crop) >> 1)  # floor of the mean without leaving uint8
+        half = (image & cut) + ((image ^ cut) >> 1)  # floor of the mean without leaving uint8
         return whole(half), merge([target, other_target])
 
 

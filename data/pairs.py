@@ -4,25 +4,20 @@
     ROOT/SPLIT/                     with both kinds of files in one folder
     ROOT/{images,labels}            one pair that is not split: all of it is for training
 
-`labels` stands for the format's own folder name. SPLIT is one of SPLIT_NAMES.
+`labels` stands for the format's own folder name. SPLIT is one of SPLIT_NAMES (data/splits.py).
 """
 
 import os
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.errors import UserError
+from data.records import read_classes
+from data.splits import SPLIT_NAMES
 from utils.image import is_image
 
-SPLIT_NAMES = {
-    "train": ("train", "training", "train2017"),
-    "val": ("val", "valid", "validation", "val2017"),
-    "test": ("test", "testing", "test2017"),
-}
 CLASS_LIST = "classes.txt"  # never a label file
-STANDS_IN = {"train": ("train",), "val": ("val", "test"), "test": ("test", "val")}
+DOUBLES = "images were left out, named as others but for the ending"  # a kind of fault
 
 
 @dataclass(frozen=True)
@@ -55,23 +50,6 @@ def find(root: Path, kind: Kind) -> dict[str, Pair]:
     return {"train": whole[0]} if whole else {}
 
 
-def choose(found: dict[str, Pair], split: str) -> str | None:
-    """The split to read: the one asked for, or val and test one for the other."""
-    return next((name for name in STANDS_IN[split] if name in found), None)
-
-
-def no_split(kind: str, root: Path, split: str, found) -> UserError:
-    """The error for a set without the split asked for: how to make one."""
-    there = f"{kind}: {root.absolute()} has no {split} part, only {' and '.join(found)}"
-    if split == "train":
-        return UserError(f"{there}; see docs/data.md for the names of the folders")
-    source, out = shlex.quote(str(root)), shlex.quote(f"{root.absolute()}_split")
-    return UserError(
-        f"{there}; `python -m data.convert --from {kind} --to coco --root {source} --out {out} "
-        "--val_part 0.2` makes a COCO copy of it that has one, of a fifth of the images"
-    )
-
-
 def members(pair: Pair, suffix: str) -> tuple[list[tuple[str, str | None]], list[str], list[str]]:
     """([(image, its label file or None)], label files without image, images of the same name).
 
@@ -92,6 +70,14 @@ def label_files(pair: Pair, suffix: str) -> Iterator[str]:
     return _walk(pair.labels, lambda name: name.lower().endswith(suffix) and name != CLASS_LIST)
 
 
+def own_classes(*folders: Path) -> tuple[str, ...] | None:
+    """The names in the first of the folders that holds a class list, or None."""
+    for folder in folders:
+        if (folder / CLASS_LIST).is_file():
+            return read_classes(folder / CLASS_LIST)
+    return None
+
+
 def _named(root, kind, name):
     """Where the pair of a split called `name` may lie."""
     for images, labels in kind.folders:
@@ -108,9 +94,20 @@ def _stem(name):
 
 
 def _walk(folder, fits):
-    """Names of the files below a folder that fit, sorted; hidden ones are left out."""
-    for parent, inner, names in os.walk(folder):
-        inner.sort()
+    """Names of the files below a folder that fit, sorted; hidden files and folders are left out.
+
+    Links to folders are followed, unless they lead back to a folder that they lie in.
+    """
+    holders = {os.fspath(folder): {os.path.realpath(folder)}}  # real folders around each folder
+    for parent, inner, names in os.walk(folder, followlinks=True):
+        around, kept = holders.pop(parent), []
+        for name in sorted(inner):
+            path = os.path.join(parent, name)
+            real = os.path.realpath(path)
+            if not name.startswith(".") and real not in around:
+                kept.append(name)
+                holders[path] = {*around, real}
+        inner[:] = kept
         inside = Path(parent).relative_to(folder).as_posix()
         start = "" if inside == "." else inside + "/"
         for name in sorted(names):

@@ -1,5 +1,7 @@
 """The parts of a set (train, val, test), each read once: what data.check and data.convert share."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 import data
@@ -10,7 +12,8 @@ from utils.errors import UserError
 
 
 def add_part_flags(group):
-    """Adds --split (several), --ann, --images and --classes."""
+    """Adds -d and the other data flags, and --split (several)."""
+    cli.add_data_flags(group, data.READERS)
     group.add_argument(
         "--split",
         nargs="+",
@@ -18,37 +21,60 @@ def add_part_flags(group):
         metavar="NAME",
         help="parts to take: train, val, test (all; with one --ann: train)",
     )
-    group.add_argument(
-        "--ann", nargs="+", metavar="FILE", help="COCO json, if elsewhere (two: of train and val)"
-    )
-    group.add_argument(
-        "--images", nargs="+", metavar="DIR", help="its images, if elsewhere (two: as --ann)"
-    )
-    group.add_argument("--classes", metavar="FILE", help="class names, one a line (the set's own)")
 
 
-def read_parts(name: str, args, gather: bool = False) -> dict[str, tuple[Records, Faults]]:
-    """{split: (Records, Faults)} of the parts that `args` asks for.
+@dataclass(frozen=True)
+class Source:
+    """A set as the data flags name it."""
+
+    kind: str
+    root: str
+    annotations: list[str] | None = None  # one, or two: to train on, to evaluate on
+    images: list[str] | None = None
+    classes: str | None = None
+    years: str | None = None
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The parts that it may have."""
+        return data.SPLITS[: len(self.annotations)] if self.annotations else data.SPLITS
+
+    def read(self, split: str, faults: Faults | None = None) -> Records:
+        return data.read(
+            self.kind,
+            self.root,
+            split,
+            faults=faults,
+            classes=self.classes,
+            annotation=cli.of_split(self.annotations, split),
+            images=cli.of_split(self.images, split),
+            years=self.years,
+        )
+
+
+def source_of(args: cli.Arguments) -> Source:
+    """The set that the flags of a command name."""
+    return Source(args.dataset, args.root, args.ann, args.images, args.classes, args.voc_train)
+
+
+def read_parts(
+    source: Source, wanted=None, gather: bool = False
+) -> dict[str, tuple[Records, Faults]]:
+    """{split: (Records, Faults)} of the parts that are wanted (all).
 
     A part that stands in for another (VOC has no val beside test) is there once, as the first of
     the two. With `gather` faults are noted rather than raised, and the Records of a part that
     cannot be read are None, unless that is true of all.
     """
-    wanted = args.split or (data.SPLITS[: len(args.ann)] if args.ann else data.SPLITS)
-    splits = [split for split in data.SPLITS if split in wanted]
+    splits = [split for split in data.SPLITS if split in (wanted or source.splits)]
     parts: dict[str, tuple[Records, Faults]] = {}
     errors = []
     for split in splits:
         faults = Faults(gather)
-        options = {
-            "classes": args.classes,
-            "annotation": cli.of_split(args.ann, split),
-            "images": cli.of_split(args.images, split),
-        }
         try:
-            records = data.read(name, args.root, split, faults=faults, **options)
+            records = source.read(split, faults)
         except UserError as error:
-            leave_out = "" if args.split or split == "train" else "; --split train leaves it out"
+            leave_out = "" if wanted or split == "train" else "; --split train leaves it out"
             errors.append(UserError(f"{error}{leave_out}"))
             if not gather:
                 raise errors[0] from None

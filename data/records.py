@@ -10,6 +10,7 @@ import numpy as np
 
 from data.names import Names, collect
 from utils.errors import UserError
+from utils.truth import IGNORED_AREA
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Records:
     labels: np.ndarray  # int64 [N] in 0..C-1
     crowd: np.ndarray  # bool [N] regions rather than objects
     difficult: np.ndarray  # bool [N] VOC's mark
-    areas: np.ndarray  # float32 [N] the set's own area, or width times height
+    areas: np.ndarray  # float64 [N] the set's own area, or width times height
     video: np.ndarray  # int64 [I] index into videos, -1 for a still
     frame: np.ndarray  # int64 [I] number in its video, 0 for a still
     videos: tuple[str, ...]
@@ -72,9 +73,9 @@ class Records:
         )
 
     def ground_truth(self):
-        """The set as a COCO-format dict: crowd is iscrowd 1; difficult has area -1.
+        """The set as a COCO-format dict: crowd is iscrowd 1; difficult has IGNORED_AREA.
 
-        An area of -1 lies outside every size range, so evaluation ignores the object, and
+        That lies outside every size range, so evaluation ignores the object, and
         matches it with one detection, while any number of detections may match a crowd.
         """
         images = [
@@ -86,7 +87,7 @@ class Records:
         owners = np.repeat(self.image_ids, np.diff(self.starts)).tolist()
         xywh = self.boxes.astype(np.float64)
         xywh[:, 2:] -= xywh[:, :2]
-        areas = np.where(self.difficult & ~self.crowd, -1.0, self.areas)
+        areas = np.where(self.difficult & ~self.crowd, IGNORED_AREA, self.areas)
         rows = zip(owners, self.labels, xywh.tolist(), areas.tolist(), self.crowd, strict=True)
         annotations = [
             {

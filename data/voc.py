@@ -10,13 +10,13 @@ lists, the pairs of folders of data/flow.py are read.
 import os
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from data import flow
 from data.builder import Builder
 from data.faults import Faults, name_some
-from data.pairs import no_split
-from data.records import read_classes
+from data.pairs import DOUBLES, own_classes
+from data.splits import no_split
 from data.voc_xml import add_objects, found_names, parse
 from utils.classes import VOC_CLASSES
 from utils.errors import UserError
@@ -67,7 +67,7 @@ def read(root, split, classes=None, *, faults: Faults, years=None):
         raise no_split("voc", root, split, ("train",))
     parsed = {path: _parse_all(path, faults) for path in chosen}
     if classes is None:
-        classes = _own_classes(root, devkit)
+        classes = own_classes(root, devkit.base)
     if classes is None:
         classes = _found_classes(parsed, others)
     builder = Builder(devkit.base, classes, faults)
@@ -181,27 +181,18 @@ def _xml(folder, name):
 
 
 def _parse_all(path, faults):
-    """{name: annotation} of a list's images whose xml can be read."""
-    parsed = {name: parse(_xml(path.parents[2], name), faults) for name in _names(path, faults)}
-    return {name: annotation for name, annotation in parsed.items() if annotation}
-
-
-def _own_classes(root, devkit):
-    """The class list the user put beside the data, or None."""
-    for folder in (root, devkit.base):
-        if (folder / "classes.txt").is_file():
-            return read_classes(folder / "classes.txt")
-    return None
+    """{name: annotation} of a list's images, None where the xml cannot be read."""
+    return {name: parse(_xml(path.parents[2], name), faults) for name in _names(path, faults)}
 
 
 def _found_classes(parsed, others):
     """Class list by the names in use, over all lists, so that every split numbers alike."""
     found = set()
     for annotations in parsed.values():
-        found |= found_names(annotations.values())
+        found |= found_names(filter(None, annotations.values()))
     unheard = Faults(collect=True)  # another split's faults are told when that split is read
     for path in others:
-        found |= found_names(_parse_all(path, unheard).values())
+        found |= found_names(filter(None, _parse_all(path, unheard).values()))
     return VOC_CLASSES if found <= set(VOC_CLASSES) else tuple(sorted(found))
 
 
@@ -211,24 +202,35 @@ def _add_images(builder, path, parsed, label_of, faults):
     shelf = _shelf(folder)
     absent = []
     for name, annotation in parsed.items():
-        image = shelf.get(name) or shelf.get(Path(annotation.filename).stem)
-        if image is None:
+        if annotation is None:
+            continue
+        noted = PureWindowsPath(annotation.filename)  # both / and \ part its folders
+        found = shelf.get(name) or (() if noted.stem in parsed else shelf.get(noted.stem))
+        if not found:
             absent.append(folder / "JPEGImages" / name)
             continue
+        image = folder / "JPEGImages" / (noted.name if noted.name in found else found[0])
+        for other in found:
+            if other != image.name:
+                faults.drop(DOUBLES, image.with_name(other).relative_to(builder.root).as_posix())
         source = annotation.path.relative_to(builder.root).as_posix()
         row = builder.image(
             image.relative_to(builder.root).as_posix(), annotation.size_hw, source=source
         )
         add_objects(builder, row, annotation, label_of, faults)
-    for image in absent:
-        faults.error(
-            "listed images are missing",
-            image,
-            f"voc: {len(absent)} listed images are missing: {name_some(absent)}; copy them there "
-            f"or take them out of {path}; `python -m data.check -d voc --root DIR` lists them all",
-        )
+    faults.errors(
+        "listed images are missing",
+        absent,
+        f"voc: {len(absent)} listed images are missing: {name_some(absent)}; copy them there or "
+        f"take them out of {path}; `python -m data.check -d voc --root DIR` lists them all",
+        f"no image of this name, which {path.name} lists",
+    )
 
 
 def _shelf(folder):
-    """{stem: path} of the images of a year, whatever their extension."""
-    return {path.stem: path for path in sorted((folder / "JPEGImages").glob("*")) if is_image(path)}
+    """{stem: file names} of the images of a year, whatever their extension."""
+    shelf = {}
+    for path in sorted((folder / "JPEGImages").glob("*")):
+        if is_image(path):
+            shelf.setdefault(path.stem, []).append(path.name)
+    return shelf

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
+from data.faults import name_some
 from utils.errors import UserError
 
 CLASSES_SHOWN = 10  # known classes named when one is not known
@@ -49,8 +50,8 @@ def add_objects(builder, row, annotation, label_of, faults):
             "objects are of an unknown class",
             annotation.path,
             f"{annotation.path}: object {number} is a {name!r}, which is not among the classes "
-            f"{_some(label_of)}{_nearly(name, label_of)}; correct it or list your classes in "
-            "classes.txt",
+            f"{name_some(label_of, CLASSES_SHOWN)}{_nearly(name, label_of)}; correct it or list "
+            "your classes in classes.txt",
         )
 
 
@@ -64,9 +65,15 @@ def _tree(path):
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content or b"\0" in content:
         raise UserError(f"{path}: refused, for it declares a document type or is no 8-bit text")
     try:
-        return ElementTree.fromstring(content)
+        tree = ElementTree.fromstring(content)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise UserError(f"{path}: no valid xml ({error})") from None
+    space, _, tag = tree.tag.rpartition("}")
+    if tag != "annotation":
+        raise UserError(f"{path}: no VOC annotation: its root is <{tag}>, not <annotation>")
+    if space:
+        raise UserError(f"{path}: its elements are in the namespace {space[1:]}; remove xmlns=...")
+    return tree
 
 
 def _text(element, tag):
@@ -93,12 +100,6 @@ def _coordinate(item, tag):
         return int(float(_text(item, f"bndbox/{tag}"))) - 1
     except (ValueError, OverflowError):
         return float("nan")
-
-
-def _some(names):
-    names = list(names)
-    more = f" and {len(names) - CLASSES_SHOWN} more" if len(names) > CLASSES_SHOWN else ""
-    return ", ".join(names[:CLASSES_SHOWN]) + more
 
 
 def _nearly(name, known):

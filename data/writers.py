@@ -11,14 +11,20 @@ Records}, place copies an image, the notes tell what the format cannot say.
 import json
 import os
 import re
+from collections import Counter
 from pathlib import Path
 from xml.sax.saxutils import escape
 
 import numpy as np
 
+from data.faults import name_some
+from data.pairs import CLASS_LIST
 from data.records import Records
+from utils.errors import UserError
+from utils.image import is_image
 
-UNSAFE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # not kept in names: they break lists
+# Not kept in names, for they break lists or xml.
+UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 DIGITS = range(7)  # decimals that are tried before a number is written in full
 RENAMED = "images were renamed, so that all names differ"
 
@@ -49,10 +55,11 @@ def write_coco(parts: dict[str, Records], out: Path, place) -> dict[str, tuple]:
 
 def write_voc(parts: dict[str, Records], out: Path, place) -> dict[str, tuple]:
     """Whole pixels counted from 1; `_voc_list` says which list a part becomes."""
+    classes = _class_list(parts)
     year = out / "VOCdevkit" / "VOC2007"
     for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (year / folder).mkdir(parents=True)
-    written, taken = {}, set()
+    written, taken = {}, {}
     for split, records in parts.items():
         names = names_for(records.files, taken, flat=True)
         corners, rounded, cut = _voc_corners(records)
@@ -69,13 +76,13 @@ def write_voc(parts: dict[str, Records], out: Path, place) -> dict[str, tuple]:
             (records.crowd, "crowds became difficult objects"),
         )
         written[split] = len(records.boxes), [f"listed in {_voc_list(split, parts)}", *notes]
-    _write_classes(parts, out)
+    (out / CLASS_LIST).write_text(classes, encoding="utf-8")
     return written
 
 
 def write_yolo(parts: dict[str, Records], out: Path, place) -> dict[str, tuple]:
     """A line an object: class, centre and size in parts of the image's; crowds are left out."""
-    written = {}
+    classes, written = _class_list(parts), {}
     for split, records in parts.items():
         names = names_for(records.files)
         sizes = records.sizes[_owners(records)][:, ::-1].astype(np.float64)  # [N, 2] (w, h)
@@ -102,35 +109,43 @@ def write_yolo(parts: dict[str, Records], out: Path, place) -> dict[str, tuple]:
             (records.difficult & ~records.crowd, "difficult objects became ordinary ones"),
         )
         written[split] = int((~records.crowd).sum()), notes
-    _write_classes(parts, out)
+    (out / CLASS_LIST).write_text(classes, encoding="utf-8")
     return written
 
 
 WRITERS = {"coco": write_coco, "voc": write_voc, "yolo": write_yolo}
 
 
-def names_for(files, taken: set | None = None, flat: bool = False) -> list[str]:
+def names_for(files, taken: dict | None = None, flat: bool = False) -> list[str]:
     """A name for each file, without the folders that all files share, and no stem twice.
 
     `taken` holds the stems in use, to go on with; `flat` joins folders and name into one name.
+    Every name ends as images' names do: readers of folders pass over others, and hidden ones.
     """
-    taken = set() if taken is None else taken
-    split = [[part for part in _safe(file) if part not in ("", ".", "..")] for file in files]
+    taken = {} if taken is None else taken  # {stem: the number that was put behind it last}
+    split = [_safe(file) for file in files]
     shared = len(os.path.commonprefix([parts[:-1] for parts in split]))
     names = []
     for parts in split:
-        stem, dot, suffix = ("_" if flat else "/").join(parts[shared:]).rpartition(".")
-        unique, number = stem.strip(), 1
+        name = ("_" if flat else "/").join(parts[shared:])
+        stem, dot, suffix = (name if is_image(name) else f"{name}.jpg").rpartition(".")
+        unique = stem = stem.strip()
+        key = stem.casefold()  # some file systems do not tell a.jpg from A.jpg
+        number = taken.get(key, 1)
         while unique.casefold() in taken:
             number += 1
-            unique = f"{stem.strip()}_{number}"
-        taken.add(unique.casefold())  # some file systems do not tell a.jpg from A.jpg
+            unique = f"{stem}_{number}"
+        taken[key] = number
+        taken.setdefault(unique.casefold(), 1)
         names.append(unique + dot + suffix)
     return names
 
 
 def _safe(file: str) -> list[str]:
-    return [part.strip() for part in UNSAFE.sub("_", file).split("/")]
+    """The folders and the name of a file, none of them hidden or leading out of its folder."""
+    parts = [part.strip() for part in UNSAFE.sub("_", file).split("/")]
+    parts = [part for part in parts if part not in ("", ".", "..")]
+    return [f"_{part}" if part.startswith(".") else part for part in parts] or ["_"]
 
 
 def _renamed(records: Records, names: list[str]) -> np.ndarray:
@@ -253,6 +268,15 @@ def _voc_xml(records: Records, index: int, name: str, corners: np.ndarray) -> st
     return "\n".join([*lines, "</annotation>\n"])
 
 
-def _write_classes(parts: dict[str, Records], out: Path):
-    classes = next(iter(parts.values())).classes
-    (out / "classes.txt").write_text("".join(f"{n}\n" for n in classes), encoding="utf-8")
+def _class_list(parts: dict[str, Records]) -> str:
+    """The text of classes.txt; a name that would shift the numbers of others is a UserError."""
+    names = [name.strip() for name in next(iter(parts.values())).classes]
+    counts = Counter(names)
+    bad = [name for name in counts if not name or UNSAFE.search(name) or counts[name] > 1]
+    if bad:
+        raise UserError(
+            f"the class names {name_some(map(ascii, bad))} cannot be told apart in {CLASS_LIST}, "
+            "one a line: they are empty, equal but for spaces, or hold line breaks or control "
+            "characters; rename them in the set, or choose others with --classes FILE"
+        )
+    return "".join(f"{name}\n" for name in names)

@@ -8,14 +8,28 @@ from pathlib import Path
 
 from utils.errors import UserError
 
-QUOTED = r"'(?:[^']|'')*'|\"(?:[^\"\\]|\\.)*\""
+# What stands behind a backslash in double quotes.
+HEX = "[0-9a-fA-F]"
+ESCAPED = rf"x{HEX}{{2}}|u{HEX}{{4}}|U00(?:0{HEX}|10){HEX}{{4}}|[0abt\tnvfre \"/\\N_LP]"
+ESCAPES = {"0": "\0", "a": "\a", "b": "\b", "t": "\t", "n": "\n", "v": "\v", "f": "\f", "r": "\r"}
+ESCAPES |= {"e": "\x1b", "N": "\x85", "_": "\xa0", "L": "\u2028", "P": "\u2029"}  # else itself
+QUOTED = rf"'(?:[^']|'')*'|\"(?:[^\"\\]|\\(?:{ESCAPED}))*\""
 KEY = re.compile(r"^names\s*:(?=\s)(.*)$", re.MULTILINE)
+KEYPOINTS = re.compile(r"^kpt_shape\s*:", re.MULTILINE)
 BLANK = re.compile(r"\s*(#.*)?$")
 DASHED = re.compile(rf"\s*-\s+({QUOTED}|[^\s'\"#].*?)(\s+#.*)?\s*$")
 NUMBERED = re.compile(rf"\s+(\d+)\s*:\s+({QUOTED}|[^\s'\"#].*?)(\s+#.*)?\s*$")
 # In brackets: a mark or a word, after white space and comments. A colon inside a word is no mark.
 WORD = r"[^\s,\[\]{}:'\"](?:[^\n,\[\]{}:#]|:(?=\S)|(?<=\S)#)*"
 TOKEN = re.compile(rf"(?:\s|(?<=\s)#[^\n]*)*({QUOTED}|[\[\]{{}},]|:(?=\s)|{WORD})")
+
+
+def has_keypoints(path: Path) -> bool:
+    """Whether the labels that belong to a yaml file have key points, which look like polygons."""
+    try:
+        return bool(KEYPOINTS.search(path.read_text(encoding="utf-8-sig", errors="replace")))
+    except OSError:  # told where it matters
+        return False
 
 
 def read_names(path: Path) -> tuple[str, ...] | None:
@@ -84,4 +98,12 @@ def _plain(word):
     word = word.strip()
     if word[:1] == "'":
         return word[1:-1].replace("''", "'")
-    return re.sub(r"\\(.)", r"\1", word[1:-1]) if word[:1] == '"' else word
+    if word[:1] != '"':
+        return word
+    word = re.sub(rf"\\({ESCAPED})", lambda match: _unescaped(match[1]), word[1:-1])
+    return word.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # joins pairs of \u
+
+
+def _unescaped(sign):
+    """What an escape in double quotes stands for."""
+    return chr(int(sign[1:], 16)) if len(sign) > 1 else ESCAPES.get(sign, sign)

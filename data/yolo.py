@@ -7,15 +7,15 @@
 Further spellings of the folders: data/pairs.py.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from data.builder import Builder
+from data.builder import UNREADABLE, Builder
 from data.faults import Faults, name_some
-from data.pairs import CLASS_LIST, Kind, choose, label_files, members, no_split
+from data.files import in_threads
+from data.pairs import CLASS_LIST, DOUBLES, Kind, label_files, members, own_classes
 from data.pairs import find as find_pairs
-from data.records import read_classes
-from data.yaml_names import read_names
+from data.splits import choose, no_split, stand_in
+from data.yaml_names import has_keypoints, read_names
 from data.yolo_txt import CONFIDENCES, POLYGONS, UNKNOWN, parse
 from utils.errors import UserError
 from utils.image import probe_image
@@ -43,12 +43,13 @@ def read(root, split, classes=None, *, faults: Faults):
     chosen = choose(found, split)
     if chosen is None:
         raise no_split("yolo", root, split, found)
+    _refuse_keypoints(root)
     pair = found[chosen]
     files, strays, doubles = members(pair, KIND.suffix)
     folder, labels = (each.relative_to(root).as_posix() for each in (pair.images, pair.labels))
     notes = [f"images of {folder}"]
     parsed = _parse_all(pair, files, labels, faults, notes)
-    numbered = _own_classes(root, found) or classes
+    numbered = _numbered_classes(root, found) or classes
     if numbered is None:
         numbered = _counted(parsed, [each for each in found.values() if each != pair])
         notes.append(f"no {CLASS_LIST} and no data.yaml: classes are called by their numbers")
@@ -73,8 +74,8 @@ def read(root, split, classes=None, *, faults: Faults):
     for name in strays:
         faults.drop("label files have no image and were left out", f"{labels}/{name}")
     for name in doubles:
-        kind = "images were left out, named as others but for the ending"
-        faults.drop(kind, f"{folder}/{name}")
+        faults.drop(DOUBLES, f"{folder}/{name}")
+    notes += stand_in(split, chosen)
     return builder.records(notes)
 
 
@@ -113,17 +114,26 @@ def _parse_all(pair, files, labels, faults, notes):
     return parsed
 
 
-def _own_classes(root, found):
+def _numbered_classes(root, found):
     """The class list that lies with the data, or None: classes.txt, or `names:` of a yaml file."""
-    folders = [root, *(pair.labels for pair in found.values())]
-    for folder in (*folders, *(pair.labels.parent for pair in found.values())):
-        if (folder / CLASS_LIST).is_file():
-            return read_classes(folder / CLASS_LIST)
-    for path in (root / "data.yaml", *sorted((*root.glob("*.yaml"), *root.glob("*.yml")))):
-        names = read_names(path) if path.is_file() else None
-        if names:
-            return names
-    return None
+    folders = [pair.labels for pair in found.values()]
+    names = own_classes(root, *folders, *(folder.parent for folder in folders))
+    return names or next(filter(None, map(read_names, _yamls(root))), None)
+
+
+def _yamls(root):
+    """The yaml files of a set, data.yaml first."""
+    paths = (root / "data.yaml", *sorted((*root.glob("*.yaml"), *root.glob("*.yml"))))
+    return [path for path in dict.fromkeys(paths) if path.is_file()]
+
+
+def _refuse_keypoints(root):
+    for path in _yamls(root):
+        if has_keypoints(path):
+            raise UserError(
+                f"{path}: the labels have key points (kpt_shape), which are not read and would be "
+                "taken for polygons; cut each line to `class cx cy w h` and remove kpt_shape"
+            )
 
 
 def _counted(parsed, others):
@@ -151,11 +161,10 @@ def _labels(numbered, wanted, root):
 
 def _sizes(folder, names, faults):
     """(h, w) of each image; None for one that cannot be read, while faults are collected."""
-    with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(_size, (folder / name for name in names), chunksize=64))
+    results = list(in_threads(lambda index: _size(folder / names[index]), len(names)))
     for name, result in zip(names, results, strict=True):
         if isinstance(result, UserError):
-            faults.error("images cannot be read", folder / name, str(result))
+            faults.error(UNREADABLE, folder / name, str(result))
     return [None if isinstance(result, UserError) else result for result in results]
 
 

@@ -74,6 +74,12 @@ class Checkpoint:
     ) -> Detector:
         """The trained detector in eval mode. `conf` and `nms` are for looking at detections; None
         leaves what the file's recipe evaluates at."""
+        for name, value in self.state.items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise UserError(
+                    f"this checkpoint's {name} holds numbers that are not finite, so it detects "
+                    "nothing; take an earlier or another one"
+                )
         asked = {"conf": conf, "nms": nms, "img_size": img_size}
         given = {name: value for name, value in asked.items() if value is not None}
         model = build_model(SimpleNamespace(**{**self.recipe, **given}), self.classes)

@@ -15,7 +15,7 @@ from utils import boxes as box_ops
 from utils.errors import UserError
 from utils.image import fit, fit_ratio
 
-BEFORE_NMS = 3000  # most detections of an image that NMS looks at, best first
+BEFORE_NMS = 3000  # detections of an image that NMS looks at, best first; `max_dets` if more
 SIDE_MULTIPLE = 32  # pixels; what both sides of an input are a multiple of
 
 
@@ -212,6 +212,7 @@ def without_covered(
 ) -> list[dict]:
     """The detections `found` [M] of the images `image` [M], which rises, as one dict an image, best
     first, without those that a better box of their class covers."""
+    before_nms = max(before_nms, max_dets)
     if len(image) > before_nms:
         counts = torch.bincount(image, minlength=num_images).tolist()
         best = [part.topk(min(before_nms, len(part)))[1] for part in found["scores"].split(counts)]

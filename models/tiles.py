@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.detector import Detector
+from models.detector import BEFORE_NMS, Detector
 from utils import boxes as box_ops
 
 BATCH = 8  # tiles detected at a time
@@ -19,11 +19,13 @@ EDGE = 0.01  # of a tile's side: a box that ends so near to an inner edge counts
 COVERED = 0.5  # part of a cut box that lies in another one, from which on they are one object
 
 
-def finder(model: Detector, side: int | None, overlap: float) -> Callable[[np.ndarray], dict]:
-    """`model.detect`, or with a side the sliced one."""
+def finder(
+    model: Detector, side: int | None, overlap: float, least: float
+) -> Callable[[np.ndarray], dict]:
+    """`model.detect`, or with a side the sliced one; `least` is the score that will be shown."""
     if side is None:
         return model.detect
-    return lambda image: detect(model, image, side, overlap)
+    return lambda image: detect(model, image, side, overlap, least)
 
 
 def spans(length: int, side: int, overlap: float) -> list[tuple[int, int]]:
@@ -36,11 +38,14 @@ def spans(length: int, side: int, overlap: float) -> list[tuple[int, int]]:
     return [(start, start + side) for start in starts]
 
 
-def detect(model: Detector, image: np.ndarray, side: int, overlap: float = 0.2) -> dict:
+def detect(
+    model: Detector, image: np.ndarray, side: int, overlap: float = 0.2, least: float = 0.0
+) -> dict:
     """The detections of the image and of its tiles of `side` pixels, as `model.detect` gives them.
 
     An object no larger than the overlap lies whole in some tile; larger ones are left to the whole
-    image. Boxes that a tile's edge cuts are dropped where a whole box covers them.
+    image. Boxes that a tile's edge cuts are dropped where a whole box covers them. Those of a score
+    of at least `least` are the same whether or not the model gives weaker ones too.
     """
     height, width = image.shape[:2]
     rows, columns = spans(height, side, overlap), spans(width, side, overlap)
@@ -54,20 +59,23 @@ def detect(model: Detector, image: np.ndarray, side: int, overlap: float = 0.2) 
         cut.append(_cut(part["boxes"], tile, (width, height), EDGE * side))
         found.append({**part, "boxes": part["boxes"] + part["boxes"].new_tensor([x1, y1, x1, y1])})
     merged = {key: torch.cat([part[key] for part in found]) for key in found[0]}
-    keep = merge(merged, torch.cat(cut), model.nms)[: model.max_dets]
+    keep = merge(merged, torch.cat(cut), model.nms, least)[: model.max_dets]
     return {key: value[keep] for key, value in merged.items()}
 
 
-def merge(found: dict, cut: Tensor, nms: float) -> Tensor:
+def merge(found: dict, cut: Tensor, nms: float, least: float = 0.0) -> Tensor:
     """Indices of the boxes that stay, best first: whole ones by NMS, of the cut ones (bool [K])
-    those that no whole one and no better cut one of their class covers."""
+    those that no whole one and no better cut one of their class covers. A whole one of a score
+    below `least` drops only cut ones that are weaker still."""
     boxes, scores, labels = found["boxes"], found["scores"], found["labels"]
     whole = torch.nonzero(~cut).squeeze(1)
-    whole = whole[box_ops.nms(boxes[whole], scores[whole], labels[whole], nms)]
+    whole = whole[box_ops.nms(boxes[whole], scores[whole], labels[whole], nms)][:BEFORE_NMS]
     rest = torch.nonzero(cut).squeeze(1)
+    rest = rest[scores[rest].argsort(descending=True, stable=True)][:BEFORE_NMS]
     # Of any class: the side of a bus in a tile may look like a truck.
-    rest = rest[(box_ops.pairwise_covered(boxes[rest], boxes[whole]) < COVERED).all(dim=1)]
-    rest = rest[scores[rest].argsort(descending=True, stable=True)]
+    covered = box_ops.pairwise_covered(boxes[rest], boxes[whole]) >= COVERED
+    covered &= scores[whole] >= scores[rest][:, None].clamp(max=least)
+    rest = rest[~covered.any(dim=1)]
     parts = box_ops.pairwise_covered(boxes[rest], boxes[rest])
     rivals = (torch.maximum(parts, parts.mT) >= COVERED) & (labels[rest][:, None] == labels[rest])
     kept: list[int] = []

@@ -1,11 +1,17 @@
 """A set in miniature, written in every format, for the tests of the readers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
+
+import models
+import recipes
+from utils import checkpoint
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 FILES = {"a": (40, 60), "b": (50, 50), "c": (30, 80)}  # c has no objects
@@ -119,6 +125,19 @@ def write_yolo(root, folders=("images/train", "images/val"), classes=("cat", "do
             (labels / f"{name}.txt").write_text("\n".join(yolo_lines(name, classes)) + "\n")
     if listed:
         (root / "classes.txt").write_text("\n".join(classes))
+
+
+def write_weight(path, classes):
+    """The checkpoint of an untrained model of these classes, whose scores are all about 0.5."""
+    recipe = replace(recipes.RECIPES["yolox-nano"], img_size=64)
+    torch.manual_seed(0)
+    model = models.build_model(recipe, classes)
+    for name, value in model.named_parameters():
+        if name.endswith(("preds.0.bias", "preds.1.bias")):
+            value.data.zero_()
+    known = {"recipe": recipes.as_dict(recipe), "classes": list(classes)}
+    checkpoint.save(path, {"model": model.state_dict(), **known})
+    return path
 
 
 def check_same(records, classes=("cat", "dog"), within=0.0):

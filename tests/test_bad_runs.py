@@ -337,7 +337,7 @@ def test_a_disk_that_fills_up_under_the_log(name, call, trained, monkeypatch):
     def open_here(file, mode="r", *rest, **options):
         if name in str(file) and mode[0] in "aw":
             opened.append(file)
-            return real_open("/dev/full", "w")
+            return real_open("/dev/full", mode.replace("a", "w"))
         return real_open(file, mode, *rest, **options)
 
     if not os.path.exists("/dev/full"):

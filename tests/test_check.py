@@ -180,6 +180,45 @@ def test_annotation_ids_and_licences_of_a_json(tmp_path, run):
     assert "images refer to licences that are not listed: 1" in text and "licence 4" in text
 
 
+def test_licences_of_any_type(tmp_path, run):
+    write_clean(tmp_path)
+    path = tmp_path / "annotations" / "instances_train.json"
+    content = json.loads(path.read_text())
+    content["images"][0]["license"] = {"name": "free"}
+    path.write_text(json.dumps(content | {"licenses": [{"id": []}]}))
+    code, text = run("-d", "coco", "--root", tmp_path)
+    assert code == 0 and "licence {'name': 'free'}" in text
+
+
+@pytest.mark.parametrize("kind", ["coco", "custom"])
+def test_json_files_of_the_parts_that_were_read(tmp_path, run, kind):
+    write_clean(tmp_path)
+    for split in ("train", "val"):
+        path = tmp_path / "annotations" / f"instances_{split}.json"
+        content = json.loads(path.read_text())
+        content["annotations"][1]["id"] = content["annotations"][0]["id"]
+        path.write_text(json.dumps(content))
+    for splits, count in ((("train",), 1), (("val",), 1), (("train", "val", "test"), 2)):
+        _, text = run("-d", kind, "--root", tmp_path, "--split", *splits)
+        assert f"annotation ids are there more than once: {count}" in text
+
+
+def test_images_that_are_links(tmp_path, run):
+    write_clean(tmp_path)
+    path = tmp_path / "train" / "a.jpg"
+    (tmp_path / "store").mkdir()
+    path.rename(tmp_path / "store" / "1.jpg")
+    path.symlink_to(tmp_path / "store" / "1.jpg")
+    (tmp_path / "store" / "2.jpg").write_bytes(picture(7))
+    code, text = run("-d", "coco", "--root", tmp_path)
+    assert code == 0 and "named by no annotation" not in text
+
+
+def test_the_kind_of_set_is_needed(run):
+    code, text = run("--root", "nowhere")
+    assert code == 2 and "-d is missing" in text
+
+
 def test_similar_class_names(tmp_path, run):
     categories = ((1, "cat"), (2, "Cat "))
     boxes = [("a.jpg", n, [10 * n, 10, 40, 40]) for n in (1, 2)]

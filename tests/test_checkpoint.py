@@ -108,7 +108,7 @@ def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch, step):
     if step == "open":
         monkeypatch.setattr("builtins.open", full)
     else:
-        monkeypatch.setattr(checkpoint.os, step, full)
+        monkeypatch.setattr(os, step, full)
     with pytest.raises(UserError, match="last.pth.*No space left"):
         checkpoint.save(path, content(seed=1))
     monkeypatch.undo()

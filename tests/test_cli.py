@@ -19,6 +19,8 @@ import eval as eval_script
 import models
 import test as test_script
 import train as train_script
+from benchmark import PARTS
+from benchmark import parse_arguments as parse_benchmark
 from utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -139,10 +141,10 @@ def test_fine_tuning_from_a_checkpoint_of_other_classes(folder, trained):
     ("command", "expected"),
     [
         ("train.py -v yolox-nanno", "did you mean yolox-nano"),
-        ("train.py -d vocc -v yolox-nano", "did you mean 'voc'"),
+        ("train.py -d vocc -v yolox-nano", "did you mean voc"),
         ("train.py -d voc -v yolox-nano --root /nowhere", "/nowhere"),
         ("train.py -v yolox-nano --img_size 100", "multiple of 32"),
-        ("train.py -v yolox-nano --lerning_rate 1", "did you mean"),
+        ("train.py -v yolox-nano --batchsize 1", "did you mean --batch_size"),
         ("train.py -v yolox-nano --epochs 0", "not a whole number of 1 or more"),
         ("train.py -v yolox-nano --lr -1", "not a number of 0 or more"),
         ("eval.py --weight best.pth --conf 2", "not a number from 0 to 1"),
@@ -164,9 +166,25 @@ def test_mistakes_are_answered_in_a_sentence(command, expected, folder, trained)
 @pytest.mark.parametrize("script", ["train", "eval", "test", "demo", "benchmark"])
 def test_help_explains_every_flag(script):
     done = run(f"{script}.py", "--help")
-    assert done.returncode == 0 and max(map(len, done.stdout.splitlines())) <= 100
-    for line in done.stdout.split("\n\n", 1)[1].splitlines():
+    assert done.returncode == 0
+    check_help(done.stdout)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_help_of_a_benchmark_explains_every_flag(part, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse_benchmark(part, ["--help"])
+    assert not end.value.code
+    check_help(capsys.readouterr().out)
+
+
+def check_help(text: str):
+    assert max(map(len, text.splitlines())) <= 100
+    for line in text.split("\n\n", 1)[1].splitlines():
         assert not re.fullmatch(r"  (-\w, )?--\w+( \w+)?", line), f"no help: {line}"
+
+
+COMMANDS = "train|eval|test|demo|benchmark"
 
 
 def commands() -> list[str]:
@@ -175,7 +193,7 @@ def commands() -> list[str]:
     for page in PAGES:
         for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
-                call = re.search(r"(train|eval|test|demo)\.py\b.*", line.split(" #")[0])
+                call = re.search(rf"({COMMANDS})\.py\b.*", line.split(" #")[0])
                 if call:
                     found.append(call.group())
     return found
@@ -190,6 +208,9 @@ def test_the_pages_commands_are_understood(command, monkeypatch):
         "demo.py": demo_script,
     }
     name, *flags = shlex.split(command)
+    if name == "benchmark.py":
+        parse_benchmark(flags[0].removeprefix("--"), flags[1:])
+        return
     monkeypatch.setattr(sys, "argv", [name, *flags])
     args = scripts[name].parse_arguments()
     if name == "train.py" and args.resume is None and not args.weight:
@@ -243,13 +264,16 @@ def test_two_processes_train(folder, trained):
 
 def test_two_processes_evaluate_as_one_does(folder, trained):
     flags = ["--weight", trained / "best.pth", "--limit", 7, "--device", "cpu", "--conf", 0]
-    one = run("eval.py", *flags)
-    two = run(*TORCHRUN, "eval.py", *flags)
+    one = run("eval.py", *flags, "--out", folder / "one.json")
+    two = run(*TORCHRUN, "eval.py", *flags, "--out", folder / "two.json")
     tables = [
         [line for line in done.stdout.splitlines() if "Average" in line or line.startswith("AP ")]
         for done in (one, two)
     ]
     assert len(tables[0]) == 13 and tables[0] == tables[1], two.stdout + two.stderr
+    found = (folder / "one.json").read_text()
+    assert len({entry["image_id"] for entry in json.loads(found)}) == 7
+    assert (folder / "two.json").read_text() == found
 
 
 @pytest.mark.parametrize("ill", ["raise", "kill"])

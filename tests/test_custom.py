@@ -77,6 +77,8 @@ def test_json_files_by_any_name(tmp_path, files):
         records = read(tmp_path, split)
         check_same(records)
         assert str(tmp_path / file) in records.notes[0]
+        told = "these are the val images, in place of test" in records.notes
+        assert told == (split == "test")
 
 
 def test_cocovid(tmp_path):
@@ -126,10 +128,10 @@ def test_options_go_where_they_belong(tmp_path):
     write_voc(tmp_path, train="a b", test="c")
     write_voc(tmp_path, train="c", year=2012)
     assert len(read(tmp_path, years="07")) == 2 and len(read(tmp_path)) == 3
-    with pytest.raises(UserError, match="VOC lists .* has no images"):
+    with pytest.raises(UserError, match="VOC lists .* does not take --images"):
         read(tmp_path, images="somewhere")
     write_coco(tmp_path / "coco_set")
-    with pytest.raises(UserError, match="COCO json .* has no years"):
+    with pytest.raises(UserError, match="COCO json .* does not take --voc_train"):
         read(tmp_path / "coco_set", years="07")
 
 

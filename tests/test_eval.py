@@ -3,15 +3,19 @@
 import json
 import os
 import tempfile
-from dataclasses import replace
 
 import pytest
 import torch
 
-import models
-import recipes
 from tests.calls import Call
-from tests.miniature import OBJECTS, coco_content, write_images, write_json, write_voc
+from tests.miniature import (
+    OBJECTS,
+    coco_content,
+    write_images,
+    write_json,
+    write_voc,
+    write_weight,
+)
 from utils import checkpoint
 
 IDS = {"a": 12, "b": 5, "c": 900}  # of the miniature json
@@ -43,20 +47,8 @@ def coco(tmp_path):
 
 @pytest.fixture
 def weight(tmp_path):
-    """An untrained model of the two classes, whose scores are all about 0.5."""
-    recipe = replace(recipes.RECIPES["yolox-nano"], img_size=32)
-    torch.manual_seed(0)
-    model = models.build_model(recipe, ("cat", "dog"))
-    for name, value in model.named_parameters():
-        if name.endswith("preds.0.bias") or name.endswith("preds.1.bias"):
-            value.data.zero_()
-    content = {
-        "model": model.state_dict(),
-        "recipe": recipes.as_dict(recipe),
-        "classes": ["cat", "dog"],
-    }
-    checkpoint.save(tmp_path / "tiny.pth", content)
-    return ["--weight", tmp_path / "tiny.pth", "--device", "cpu", "--num_workers", 0]
+    file = write_weight(tmp_path / "tiny.pth", ("cat", "dog"))
+    return ["--weight", file, "--device", "cpu", "--num_workers", 0]
 
 
 def numbers(said):
@@ -181,16 +173,45 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(call, monkeypat
     call.refused(words, "eval", "--weight", "x.pth", "--out", "sealed/found.json")
 
 
+def test_annotations_are_not_written_over(call, coco, weight, tmp_path):
+    """Named, by another name, found in their usual place, or named by a checkpoint."""
+    ann, usual = tmp_path / "set.json", tmp_path / "annotations" / "instances_val2017.json"
+    before = ann.read_text()
+    (tmp_path / "link.json").symlink_to(ann)
+    usual.parent.mkdir()
+    usual.write_text(before)
+    for out in (ann, "set.json", "link.json"):
+        call.refused("is read as", "eval", *coco, *weight, "--out", out)
+    call.refused("no detections", "eval", "-d", "coco", *weight, "--out", usual)
+    call.refused("is read as", "eval", *weight, "--classes", "link.json", "--out", ann)
+    content = checkpoint.read(weight[1])
+    flags = dict.fromkeys(("root", "images", "classes", "voc_train"))
+    names = write_json(tmp_path / "names.json", ["cat"])  # a list, as detections are
+    content["arguments"] = {**flags, "dataset": "coco", "ann": [str(names)]}
+    checkpoint.save(weight[1], content)
+    call.refused("is read as", "eval", *weight, "--out", names)
+    assert usual.read_text() == ann.read_text() == before
+
+
+def test_weights_that_are_not_finite_are_refused(call, coco, weight):
+    content = checkpoint.read(weight[1])
+    name = "head.stems.1.conv.weight"
+    assert name in content["model"]
+    content["model"][name][0, 0] = torch.nan
+    checkpoint.save(weight[1], content)
+    call.refused((name, "not finite"), "eval", *coco, *weight)
+
+
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_a_disk_that_fills_leaves_the_old_file(step, call, coco, weight, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    (call.folder / "found.json").write_text("old")
+    (call.folder / "found.json").write_text("[]")
     monkeypatch.setattr(os, step, fail)
     call.refused(
         ("found.json: No space left on device", "unharmed"),
         *("eval", *coco, *weight, "--out", "found.json"),
     )
-    assert (call.folder / "found.json").read_text() == "old"
+    assert (call.folder / "found.json").read_text() == "[]"
     assert not list(call.folder.glob(".found*"))

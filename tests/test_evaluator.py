@@ -1,10 +1,12 @@
 import contextlib
 import io
+import json
 
 import numpy as np
 import pytest
 import torch
 
+import data
 from data.builder import Builder
 from data.faults import Faults
 from utils.evaluator import LINES, Evaluator
@@ -167,7 +169,7 @@ def test_empty_arrays_of_numpy_and_torch():
     evaluator = Evaluator(truth([], images=2), CLASSES, IDS)
     empty = {"boxes": np.zeros((0, 4)), "scores": np.zeros(0), "labels": np.zeros(0)}
     evaluator.add(torch.tensor([1, 2]), [empty, found([])])
-    assert evaluator.rows().shape == (0, 7)
+    assert len(evaluator) == 0 and evaluator.results() == []
 
 
 def test_unknown_image_is_an_error(engine):
@@ -223,7 +225,7 @@ def test_engines_agree_and_the_table_is_that_of_pycocotools(seed):
         coco = COCO()
         coco.dataset = truth(objects, images)
         coco.createIndex()
-        run = COCOeval(coco, coco.loadRes(plain.rows()), "bbox")
+        run = COCOeval(coco, coco.loadRes(plain.results()), "bbox")
         run.evaluate()
         run.accumulate()
     with contextlib.redirect_stdout(printed):
@@ -345,6 +347,51 @@ def test_voc_numbers_have_their_rules_names(engine):
         " VOC area        AP @[ IoU 0.50, mean of 1 class ] = 1.000"
     )
     assert "no object counts" in score([], [[]], engine).voc_table()
+
+
+def by_pycocotools(content, results):
+    """The twelve numbers of pycocotools itself."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = content
+        coco.createIndex()
+        run = COCOeval(coco, coco.loadRes(results), "bbox")
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    return run.stats.tolist()
+
+
+def test_objects_of_images_that_are_not_listed(engine):
+    content = truth([(2, 0, 0, 0, 50, 50), (1, 0, 100, 100, 150, 150), (9, 0, 9, 9, 80, 80)], 3)
+    del content["images"][0]  # 2 and 3 are left
+    evaluator = Evaluator(content, CLASSES, IDS, engine=engine)
+    evaluator.add([2], [found([(0, 0.9, 0, 0, 50, 50)])])
+    ours = [evaluator.compute()[name] for name in LINES]
+    assert ours == pytest.approx(by_pycocotools(content, evaluator.results()), abs=1e-12)
+    assert ours[0] == pytest.approx(1.0)
+
+
+def test_areas_of_a_file_fall_in_the_sizes_of_pycocotools(engine, tmp_path):
+    """Areas that float32 would round onto the border of two sizes."""
+    areas = (1024.00005, 1023.99995, 9216.0004, 9215.9996)
+    objects = [(1, 0, 100 * i, 0, 100 * i + 97, 97) for i in range(4)]
+    content = truth([(*row, 0, area) for row, area in zip(objects, areas, strict=True)])
+    content["images"][0]["file_name"] = "a.jpg"
+    (tmp_path / "a.jpg").write_bytes(b"")
+    (tmp_path / "set.json").write_text(json.dumps(content))
+    options = {"annotation": str(tmp_path / "set.json"), "images": str(tmp_path)}
+    records = data.read("coco", tmp_path, "val", **options)
+    evaluator = Evaluator(records, records.classes, records.category_ids, engine=engine)
+    label = records.category_ids.index(IDS[0])
+    rows = [(label, 0.9 - i / 10, *row[2:]) for i, row in enumerate(objects)]
+    evaluator.add([1], [found(rows[:3])])
+    ours = [evaluator.compute()[name] for name in LINES]
+    assert ours == pytest.approx(by_pycocotools(content, evaluator.results()), abs=1e-12)
+    assert [evaluator.compute()[name] for name in ("ARs", "ARm", "ARl")] == [1, 0.5, 1]
 
 
 def test_records_and_their_coco_form_are_the_same_truth(tmp_path):

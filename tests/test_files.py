@@ -80,6 +80,20 @@ def test_a_damaged_store_is_written_anew(tmp_path, content):
     assert np.load(path).shape == (3, 5)
 
 
+def test_a_user_without_a_home(tmp_path, monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    records = make_records(tmp_path / "set")
+    records.root.mkdir()
+    write_images(records)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(module.Path, "home", no_home)
+    monkeypatch.setattr(module.tempfile, "gettempdir", lambda: str(tmp_path / "shared"))
+    check_files(records)
+    assert len(list((tmp_path / "shared" / "detection-data").iterdir())) == 1
+
+
 def test_check_files_without_a_place_for_its_store(tmp_path):
     records = make_records(tmp_path)
     write_images(records)

@@ -17,6 +17,7 @@ def test_trees(tmp_path, below):
         assert records.root == tmp_path
         assert records.files[0] == Path(below, folder, "images/a.jpg").as_posix()
         assert records.image_ids.tolist() == [1, 2, 3]
+        assert ("these are the test images, in place of val" in records.notes) == (split == "val")
 
 
 @pytest.mark.parametrize(
@@ -79,6 +80,33 @@ def test_files_without_partner(tmp_path):
     faults = Faults(collect=True)
     assert len(data.read("flow", tmp_path, "train", faults=faults)) == 1
     assert [Path(fault.file).name for fault in faults.found] == ["c.xml", "z.xml"]
+    assert {f.detail for f in faults.found} == {f"no image of this name in {folder / 'images'}"}
+
+
+def test_hidden_folders_and_links(tmp_path):
+    write_flow(tmp_path / "elsewhere", ["x"])
+    for kind in ("images", "annotations"):
+        (tmp_path / "set" / "train" / kind).mkdir(parents=True)
+        place = tmp_path / "set" / "train" / kind
+        (place / "day").symlink_to(tmp_path / "elsewhere" / "x" / kind, True)
+        (tmp_path / "elsewhere" / "x" / kind / "loop").symlink_to(place, True)
+    write_images(tmp_path / "set" / "train" / "images" / ".ipynb_checkpoints")
+    records = data.read("flow", tmp_path / "set", "train")
+    assert records.files == tuple(f"train/images/day/{name}.jpg" for name in "abc")
+    assert len(records.boxes) == 3
+
+
+def test_no_objects_at_all(tmp_path):
+    write_flow(tmp_path)
+    for path in tmp_path.rglob("*.xml"):
+        path.write_text("<annotation/>")
+    with pytest.raises(UserError, match="no xml below .* has an object.*classes.txt"):
+        data.read("flow", tmp_path, "train")
+    faults = Faults(collect=True)
+    assert data.read("flow", tmp_path, "train", faults=faults).classes == ()
+    assert [fault.kind for fault in faults.found] == ["sets without classes"]
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    assert len(data.read("flow", tmp_path, "train")) == 3
 
 
 def test_no_set(tmp_path):

@@ -5,7 +5,7 @@ import torch
 
 from utils import vis
 from utils.errors import UserError
-from utils.gallery import Gallery, stepped, written_name
+from utils.gallery import Gallery
 from utils.results import Results
 
 SCORES = (0.9, 0.4, 0.1)
@@ -129,15 +129,3 @@ def test_threshold_keys_show_what_was_kept_at_a_lower_score(photos, tmp_path):
     assert counts == [2, 2, 2, 1, 2, 2, 2, 2, 2, 2, 3, 3]  # at 0.30 .35 .40 .45 .40 ... .10 .10
     assert cv2.imread(str(tmp_path / "out/a.png"))[0, 0].tolist() == [0, 3, 255]
     assert results.counts == {0: 1, 1: 1}  # counted at the score that was asked for
-
-
-def test_steps_end_at_both_sides():
-    assert stepped(0.3, "up") == 0.35 and stepped(0.3, "down") == 0.25
-    assert stepped(0.3, "save") == 0.3 and stepped(0.123, "") == 0.123
-    assert stepped(0.95, "up") == 0.95 and stepped(0.05, "down") == 0.05
-
-
-def test_names():
-    names = {name: written_name(name).as_posix() for name in ("a.JPG", "x/b.jp2", "../../c.png")}
-    assert names == {"a.JPG": "a.JPG", "x/b.jp2": "x/b.jp2.jpg", "../../c.png": "c.png"}
-    assert written_name("/etc/d.pgm").as_posix() == "etc/d.pgm.jpg"

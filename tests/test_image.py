@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from utils.errors import UserError
-from utils.image import fit, fit_ratio, probe_image, read_image
+from utils.image import fit, fit_ratio, probe_image, read_image, reduction
 
 
 @pytest.fixture
@@ -107,3 +107,12 @@ def test_fit_truncates(size_hw, target_hw, expected):
     image, ratio = fit(np.zeros((*size_hw, 3), np.uint8), target_hw)
     assert image.shape[:2] == expected
     assert ratio == fit_ratio(size_hw, target_hw)
+
+
+@pytest.mark.parametrize("size_hw, reduce", [((4, 10000), 4), ((10000, 1), 1), ((10000, 9), 8)])
+def test_no_reduction_leaves_less_than_a_pixel(tmp_path, size_hw, reduce):
+    assert reduction(size_hw, (640, 640)) == reduce
+    path = tmp_path / "thin.jpg"
+    path.write_bytes(encode(np.full((*size_hw, 3), 99, np.uint8), ".jpg"))
+    image = read_image(path, reduce)
+    assert image.shape[:2] == (size_hw[0] // reduce, size_hw[1] // reduce) and image.mean() > 90

@@ -74,6 +74,7 @@ def test_every_cut_is_an_error(tmp_path, monkeypatch, chunk, every):
         ('{"a": [{"b": tru}]}', "at character"),
         ('{"a": ["\t"]}', "control character"),
         ('{"a": [' + "[" * 100_000, "no valid json"),
+        ('{"a": [' + "1" * 5000 + "]}", "no valid json .a number of too many digits"),
     ],
 )
 @pytest.mark.parametrize("chunk", [1, 1 << 20])

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import platform
 from pathlib import Path
 
 import cv2
@@ -9,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.backends import cudnn
 
 import models
 from models.layers import ConvAct, fuse
 from models.optimize import PackedConv, _pack, half_dtype
 from recipes import RECIPES, with_img_size
 from utils.errors import UserError
-from utils.precision import cpu_computes_bf16
+from utils.precision import X86, cpu_computes_bf16
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 MODULE = importlib.import_module("models.optimize")  # models.optimize itself is the function
@@ -124,6 +126,18 @@ def test_half_is_a_format_that_the_device_computes_in(monkeypatch):
     assert models.optimize(model, half=True).pixel_mean.dtype == torch.float32
 
 
+@pytest.mark.skipif(platform.machine().lower() not in X86, reason="no x86 processor")
+@pytest.mark.parametrize("bf16, tiles", [(False, False), (True, False), (False, True)])
+def test_bfloat16_is_taken_where_it_is_computed_in(bf16, tiles, monkeypatch):
+    """oneDNN supports it wherever there is AVX-512, slowly without instructions of its own."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    assert cpu_computes_bf16() == (bf16 or tiles)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not cpu_computes_bf16()
+
+
 @packs
 @pytest.mark.parametrize("act", [nn.SiLU(), nn.ReLU(), nn.LeakyReLU(0.1), nn.Hardswish()])
 @pytest.mark.parametrize("groups, stride", [(1, 1), (8, 2)])
@@ -154,6 +168,34 @@ def test_outputs_that_differ_are_told_and_not_used(nano, spoilt, capsys, monkeyp
     assert any(isinstance(module, nn.BatchNorm2d) for module in fast.modules())
     image = picture(64, 64)
     assert torch.equal(fast.detect(image)["boxes"], nano.detect(image)["boxes"])
+
+
+def test_a_stem_that_reads_rgb_for_bgr_is_caught(nano, capsys, monkeypatch):
+    def reversed_stem(model):
+        fused = fuse(model)
+        stem = next(module for module in fused.modules() if isinstance(module, nn.Conv2d))
+        stem.weight.data = stem.weight.flip(1)
+        return fused
+
+    monkeypatch.setattr(MODULE, "fuse", reversed_stem)
+    assert MODULE._difference(nano, MODULE._built(nano, torch.float32)) > MODULE.ROUNDED
+    fast = models.optimize(nano)
+    assert "warning: optimized in float32" in capsys.readouterr().out and fast.square
+
+
+def test_the_comparison_is_made_without_tf32(nano, monkeypatch):
+    seen, network = [], type(nano).network
+
+    def note(self, images):
+        state = cudnn.allow_tf32, torch.get_float32_matmul_precision(), cudnn.enabled
+        seen.append(state)
+        return network(self, images)
+
+    before = cudnn.allow_tf32, torch.get_float32_matmul_precision(), cudnn.enabled
+    monkeypatch.setattr(type(nano), "network", note)
+    models.optimize(nano)
+    assert seen == [(False, "highest", before[2])] * 2
+    assert before == (cudnn.allow_tf32, torch.get_float32_matmul_precision(), cudnn.enabled)
 
 
 @halves

@@ -1,19 +1,14 @@
 import json
-import sys
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
-import torch
 
-import models
-import recipes
 import test as test_script
-from models.convert import recipe_of
-from utils import checkpoint, cli, vis
+from tests.calls import Call
+from tests.miniature import write_weight
+from utils import vis
 
 NAMES = ("cat", "dog")
 
@@ -24,15 +19,8 @@ def run(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
-
-    def call(*command):
-        monkeypatch.setattr(sys, "argv", ["test.py", *map(str, command), "--device", "cpu"])
-        with pytest.raises(SystemExit) as end:
-            cli.run_main(test_script.main)
-        said = capfd.readouterr()
-        return SimpleNamespace(returncode=end.value.code or 0, stdout=said.out, stderr=said.err)
-
-    return call
+    call = Call(monkeypatch, capfd, tmp_path)
+    return lambda *flags: call("test", *flags, "--device", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +28,7 @@ def flags(tmp_path_factory):
     """An untrained model of cats and dogs, and a COCO set of four images of cats and cows: the
     second has a crowd, the third is cut off, the fourth lies in a folder."""
     folder = tmp_path_factory.mktemp("pictures")
-    torch.manual_seed(0)
-    model = models.build_model(replace(recipes.RECIPES["yolox-nano"], img_size=64), NAMES)
-    state = model.state_dict()
-    known = {**recipe_of(state), "img_size": 64}
-    checkpoint.save(folder / "w.pth", {"model": state, "recipe": known, "classes": list(NAMES)})
+    write_weight(folder / "w.pth", NAMES)
     files = ["a.jpg", "b.png", "cut.jpg", "deep/a.jpg"]
     rng = np.random.default_rng(0)
     for name in files:
@@ -75,33 +59,30 @@ def flags(tmp_path_factory):
 
 
 def test_pictures_keep_their_names_and_bad_files_are_listed(run, flags, tmp_path):
-    done = run(*flags, "--conf", 0, "--save_json", "--slice", 48)
-    assert done.returncode == 0, done.stdout + done.stderr
+    code, said, err = run(*flags, "--conf", 0, "--save_json", "--slice", 48)
+    assert not code, said + err
     out = tmp_path / "detections" / "1"
     drawn = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*"))
     assert drawn == ["a.jpg", "b.png", "deep/a.jpg", "detections.json"]
     assert len(json.loads((out / "detections.json").read_text())) == 3
-    assert "3 images" in done.stdout and "cut.jpg" in done.stdout
+    assert "3 images" in said and "cut.jpg" in said
     assert cv2.imread(str(out / "b.png")).shape == (60, 80, 3)
 
 
 def test_with_gt_counts_what_was_missed(run, flags, tmp_path):
-    done = run(*flags, "--conf", 1, "--with_gt", "--save", "out")  # finds nothing
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (
-        "detections: 0 right, 0 misplaced, 0 wrong class, 0 false, 4 missed, 0 ignored"
-        in done.stdout
-    )
-    assert "classes that the model does not know, and can only miss: cow" in done.stdout
+    code, said, err = run(*flags, "--conf", 1, "--with_gt", "--save", "out")  # finds nothing
+    assert not code, said + err
+    assert "detections: 0 right, 0 misplaced, 0 wrong class, 0 false, 4 missed, 0 ignored" in said
+    assert "classes that the model does not know, and can only miss: cow" in said
     picture = cv2.imread(str(tmp_path / "out" / "b.png"))
     assert picture.shape[0] > 60  # the legend below
     assert (picture == vis.VERDICTS["missed"]).all(2).any()
 
 
 def test_sizes_that_a_square_input_has_not(run, flags, tmp_path):
-    done = run(*flags, "--min_size", 800, "--max_size", 1333, "--show")
-    assert done.returncode == 2 and "--img_size" in done.stderr
-    assert "Traceback" not in done.stderr and list(tmp_path.iterdir()) == []
+    code, said, err = run(*flags, "--min_size", 800, "--max_size", 1333, "--show")
+    assert code == 2 and "--img_size" in err
+    assert "Traceback" not in err and list(tmp_path.iterdir()) == []
 
 
 def test_no_image_can_be_read(run, flags, tmp_path):
@@ -109,8 +90,8 @@ def test_no_image_can_be_read(run, flags, tmp_path):
     content = json.loads((folder / "boxes.json").read_text())
     content["images"], content["annotations"] = content["images"][2:3], []
     (tmp_path / "one.json").write_text(json.dumps(content))
-    done = run(*flags, "--ann", tmp_path / "one.json")
-    assert done.returncode == 2 and "cut.jpg" in done.stderr and "Traceback" not in done.stderr
+    code, said, err = run(*flags, "--ann", tmp_path / "one.json")
+    assert code == 2 and "cut.jpg" in err and "Traceback" not in err
 
 
 def test_classes_of_model_and_set_are_joined_by_name():

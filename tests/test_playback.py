@@ -1,3 +1,4 @@
+import re
 import threading
 import time
 
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from utils import log
 from utils.playback import Playback
 from utils.results import Results
 from utils.video import Video, Writer
@@ -104,7 +106,7 @@ def test_an_error_in_the_writing_thread_reaches_the_caller(film, tmp_path):
         playback.play(Video(film), "film.mp4", Writer(tmp_path / "file" / "x", 100))
 
 
-def test_a_live_video_is_written_at_the_pace_it_was_seen(tmp_path):
+def test_a_live_video_is_written_at_the_pace_it_was_seen(tmp_path, monkeypatch, capsys):
     class Camera:
         def __init__(self, _):
             self.left = 400
@@ -129,6 +131,8 @@ def test_a_live_video_is_written_at_the_pace_it_was_seen(tmp_path):
 
     results = Results(("cat", "dog"))
     playback = Playback(slow, paint, results, threshold=0.3)
+    monkeypatch.setattr(log, "LINE_SECONDS", 0.05)
     playback.play(Video(0, Camera), "camera0", writer := Writer(tmp_path / "x", 200.0))
+    assert re.search(r"^camera0: \d+$", capsys.readouterr().out, re.MULTILINE)  # its end is unknown
     assert results.pictures < 200  # the others came while the detector was busy
     assert Video(str(writer.path)).count > 2 * results.pictures

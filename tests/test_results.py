@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from utils.errors import UserError
-from utils.results import Results, strong
+from utils.results import Results, inside, strong, written_name
 
 CLASSES = ("cat", "dog", "cow")
 
@@ -51,6 +51,34 @@ def test_text_files(tmp_path):
     assert lines[1] == "0 0.500000 0.125000 1.000000 0.250000 0.50000" and len(lines) == 3
     assert (tmp_path / "labels/deep/a.png.txt").read_text() == ""  # the same stem
     assert len((tmp_path / "labels/film_000012.txt").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["{images}/a.jpg", "../../images/a.jpg"])
+def test_text_files_lie_in_the_folder_whatever_the_name(tmp_path, name):
+    with Results(CLASSES, lambda: tmp_path / "x" / "out", txt=True) as results:
+        results.add(name.format(images=tmp_path / "images"), (200, 100), FOUND)
+    (written,) = tmp_path.rglob("*.txt")
+    assert written.is_relative_to(tmp_path / "x" / "out" / "labels")
+
+
+def test_text_files_of_equal_stems_do_not_meet(tmp_path):
+    with Results(CLASSES, lambda: tmp_path, txt=True) as results:
+        for frame in range(2):
+            for name in ("s.mp4", "s.avi", "s.avi.mp4"):
+                results.add(name, (200, 100), FOUND, frame)
+        for name in ("a.jpg", "a.png", "../a.jpg"):
+            results.add(name, (200, 100), FOUND)
+    names = ["s_00000{}", "s.avi_00000{}", "s.avi.mp4_00000{}"]
+    expected = [f"{name.format(frame)}.txt" for name in names for frame in range(2)]
+    expected += ["a.txt", "a.png.txt", "a.jpg.txt"]
+    assert sorted(path.name for path in (tmp_path / "labels").iterdir()) == sorted(expected)
+
+
+def test_names():
+    names = {name: written_name(name).as_posix() for name in ("a.JPG", "x/b.jp2", "../../c.png")}
+    assert names == {"a.JPG": "a.JPG", "x/b.jp2": "x/b.jp2.jpg", "../../c.png": "c.png"}
+    assert written_name("/etc/d.pgm").as_posix() == "etc/d.pgm.jpg"
+    assert inside("/a/../b/./c").as_posix() == "a/b/c"
 
 
 def test_json_file(tmp_path):
@@ -106,5 +134,7 @@ def test_a_place_that_cannot_be_written(tmp_path):
     with pytest.raises(UserError, match="cannot write .*detections.json"):
         results.add("a.jpg", (9, 9), FOUND)
     results = Results(CLASSES, lambda: tmp_path / "file", txt=True)
-    with pytest.raises(UserError, match="cannot write .*a.txt"):
+    with pytest.raises(
+        UserError, match="cannot write .*a.txt: .*; make room or name another folder"
+    ):
         results.add("a.jpg", (9, 9), FOUND)

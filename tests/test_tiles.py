@@ -107,6 +107,52 @@ def test_a_cut_part_stays_where_nothing_whole_was_found():
     assert keep.tolist() == [2, 3]
 
 
+def random_boxes(count):
+    rng = np.random.default_rng(0)
+    corner, size = rng.uniform(0, 90, (count, 2)), rng.uniform(5, 30, (count, 2))
+    found = {
+        "boxes": torch.from_numpy(np.hstack((corner, corner + size))).float(),
+        "scores": torch.from_numpy(rng.uniform(0.05, 1, count)),
+        "labels": torch.from_numpy(rng.integers(0, 2, count)),
+    }
+    return found, torch.from_numpy(rng.uniform(size=count) < 0.5)
+
+
+def test_boxes_that_are_not_shown_change_nothing():
+    """A window finds from a low score on; what it shows is what would be written."""
+    found, cut = random_boxes(60)
+    keep = tiles.merge(found, cut, 0.45, least=0.3)
+    keep = keep[found["scores"][keep] >= 0.3]
+    strong = torch.nonzero(found["scores"] >= 0.3).squeeze(1)
+    alone = tiles.merge({key: value[strong] for key, value in found.items()}, cut[strong], 0.45)
+    assert torch.equal(keep, strong[alone])
+    assert not torch.equal(keep, tiles.merge(found, cut, 0.45)[: len(keep)])
+
+
+def test_weak_cut_parts_fall_to_weak_whole_boxes():
+    found = {
+        "boxes": torch.tensor([[80.0, 0, 100, 50], [70, 0, 130, 50]]),
+        "scores": torch.tensor([0.1, 0.2]),
+        "labels": torch.tensor([0, 0]),
+    }
+    assert tiles.merge(found, torch.tensor([True, False]), 0.45, least=0.3).tolist() == [1]
+
+
+def test_only_the_best_are_compared_in_pairs(monkeypatch):
+    pairs, covered = [], tiles.box_ops.pairwise_covered
+
+    def count(a, b):
+        pairs.append(len(a) * len(b))
+        return covered(a, b)
+
+    monkeypatch.setattr(tiles, "BEFORE_NMS", 20)
+    monkeypatch.setattr(tiles.box_ops, "pairwise_covered", count)
+    found, cut = random_boxes(200)
+    keep = tiles.merge(found, cut, 0.9)
+    best = found["scores"][cut].sort(descending=True).values[19]
+    assert max(pairs) <= 400 and found["scores"][keep][cut[keep]].min() >= best
+
+
 def test_whole_boxes_are_merged_within_their_class_only():
     found = {
         "boxes": torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 10]]),
@@ -126,5 +172,5 @@ def test_no_more_than_the_models_limit():
 
 def test_finder():
     model, image = Seer(), painted((200, 300), [(95, 45, 110, 60)])
-    assert len(tiles.finder(model, None, 0.2)(image)["boxes"]) == 1 and len(model.seen) == 1
-    assert len(tiles.finder(model, 100, 0.2)(image)["boxes"]) == 1 and len(model.seen) > 10
+    assert len(tiles.finder(model, None, 0.2, 0.3)(image)["boxes"]) == 1 and len(model.seen) == 1
+    assert len(tiles.finder(model, 100, 0.2, 0.3)(image)["boxes"]) == 1 and len(model.seen) > 10

@@ -111,6 +111,20 @@ def test_save(tmp_path):
         vis.save(path / "below a file.png", image)
 
 
+@pytest.mark.parametrize(("width", "suffix"), [(65501, ".jpg"), (16384, ".webp")])
+def test_a_picture_that_the_format_cannot_hold(tmp_path, width, suffix, monkeypatch):
+    with pytest.raises(UserError, match=f"{suffix} holds no picture of {width} x 2 pixels"):
+        vis.save(tmp_path / f"a{suffix}", blank(2, width))
+
+    def refuse(*_):
+        raise cv2.error
+
+    monkeypatch.setattr(cv2, "imencode", refuse)
+    with pytest.raises(UserError, match="holds no picture"):
+        vis.save(tmp_path / f"a{suffix}", blank(2, width))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_pictures_too_small_for_a_label_have_the_box_alone():
     large = vis.draw(blank(300, 400), detection([[20, 30, 45, 50]], [0.9], [0]), CLASSES)
     small = vis.draw(blank(60, 60), detection([[20, 30, 45, 50]], [0.9], [0]), CLASSES)

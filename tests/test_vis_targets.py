@@ -13,6 +13,7 @@ import models
 import recipes
 import train
 from models.yolox import YOLOX
+from tests.miniature import write_weight
 from utils import run_folder, vis_targets
 from utils.errors import UserError
 from utils.vis import GREY
@@ -217,10 +218,7 @@ def test_the_samples_are_those_a_training_sees(tmp_path, monkeypatch, capsys):
 
 def test_limit_weights_and_a_second_call(tmp_path, monkeypatch, capsys):
     coco_set(tmp_path / "set")
-    recipe = recipes.with_img_size(recipes.RECIPES["yolox-nano"], SIDE)
-    content = {"model": models.build_model(recipe, ("a", "b")).state_dict(), "classes": ["a", "b"]}
-    content |= {"recipe": recipes.as_dict(recipe), "arguments": {}}
-    torch.save(content, tmp_path / "best.pth")
+    write_weight(tmp_path / "best.pth", ("a", "b"))
     flags = [*flags_of(tmp_path), "--vis_targets", "--limit", 3, "--weight", tmp_path / "best.pth"]
     for number in (1, 2):
         code, said = command(monkeypatch, capsys, *flags)

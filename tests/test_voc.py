@@ -5,6 +5,7 @@ import pytest
 
 import data
 from data.faults import Faults
+from data.pairs import DOUBLES
 from tests.miniature import SHARED, check_same, needs, write_images, write_voc
 from utils.classes import VOC_CLASSES
 from utils.errors import UserError
@@ -70,6 +71,62 @@ def test_voc_oddities(tmp_path):
         (folder / "Annotations" / "a.xml").write_bytes(content)
         with pytest.raises(UserError, match="a.xml"):
             data.read("voc", tmp_path, "train")
+
+
+def test_voc_images_that_differ_in_their_ending(tmp_path):
+    folder = write_voc(tmp_path)
+    images = folder / "JPEGImages"
+    for name in ("a.JPEG", "a.png", "b.bmp"):
+        (images / name).write_bytes((images / "a.jpg").read_bytes())
+    path = folder / "Annotations" / "b.xml"
+    path.write_text("<annotation><filename>b.bmp</filename></annotation>")
+    records, faults = collect(tmp_path)
+    assert [Path(file).name for file in records.files] == ["a.jpg", "b.bmp", "c.jpg"]
+    assert records.sizes[1].tolist() == [40, 60]
+    found = [(fault.kind, fault.file.rpartition("/")[2]) for fault in faults.found]
+    assert found == [(DOUBLES, "a.JPEG"), (DOUBLES, "a.png"), (DOUBLES, "b.jpg")]
+    (folder / "Annotations" / "a.xml").write_text("<annotation/>")  # none named: the first
+    assert Path(data.read("voc", tmp_path, "train").files[0]).name == "a.JPEG"
+
+
+def test_voc_filename_of_the_xml_never_names_another_image_of_the_list(tmp_path):
+    folder = write_voc(tmp_path)
+    images = folder / "JPEGImages"
+    (images / "a.jpg").rename(images / "photo.jpg")
+    path = folder / "Annotations" / "a.xml"
+    text = path.read_text()
+    for name in ("photo.jpg", "C:\\set\\photo.jpg", "x/photo.jpg"):
+        path.write_text(text.replace("a.jpg", name))
+        assert Path(data.read("voc", tmp_path, "train").files[0]).name == "photo.jpg"
+    path.write_text(text.replace("a.jpg", "b.jpg"))
+    with pytest.raises(UserError, match="1 listed images are missing.*JPEGImages/a"):
+        data.read("voc", tmp_path, "train")
+    (folder / "Annotations" / "b.xml").write_text("<annotation")  # it stays the image of b
+    _, faults = collect(tmp_path)
+    assert kinds(faults) == ["annotation files cannot be read", "listed images are missing"]
+
+
+def test_voc_xml_of_another_kind(tmp_path):
+    folder = write_voc(tmp_path)
+    path = folder / "Annotations" / "a.xml"
+    text = path.read_text()
+    for content, words in (
+        ("<annotations><image/></annotations>", "a.xml: no VOC annotation.*<annotations>"),
+        (text.replace("<annotation>", "<annotation xmlns='http://x'>"), "namespace http://x"),
+    ):
+        path.write_text(content)
+        with pytest.raises(UserError, match=words):
+            data.read("voc", tmp_path, "train")
+
+
+def test_voc_missing_images_are_told_in_short_when_collected(tmp_path):
+    folder = write_voc(tmp_path)
+    for name in "abc":
+        (folder / "JPEGImages" / f"{name}.jpg").unlink()
+    _, faults = collect(tmp_path)
+    assert [Path(fault.file).name for fault in faults.found[:3]] == ["a", "b", "c"]
+    told = "no image of this name, which trainval.txt lists"
+    assert {fault.detail for fault in faults.found[:3]} == {told}
 
 
 @needs("bccd")

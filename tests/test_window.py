@@ -97,3 +97,10 @@ def test_window_is_no_larger_than_the_screen_and_follows_the_pictures(screen):
     sizes = [call[2:] for call in screen.calls if call[0] == "resizeWindow"]
     assert sizes == [(1067, 800), (50, 60)]
     assert names[-1] == "destroyWindow"
+
+
+def test_steps_of_the_threshold_end_at_both_sides():
+    stepped = window.stepped
+    assert stepped(0.3, "up") == 0.35 and stepped(0.3, "down") == 0.25
+    assert stepped(0.3, "save") == 0.3 and stepped(0.123, "") == 0.123
+    assert stepped(0.95, "up") == 0.95 and stepped(0.05, "down") == 0.05

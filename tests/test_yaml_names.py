@@ -3,11 +3,15 @@ import pytest
 from data.yaml_names import read_names
 from utils.errors import UserError
 
+ESCAPED = ("caf\u00e9", "\u4e2d\U0001f600", "\U0001f600", 'a"\\/', "t\tn")
+
 
 @pytest.mark.parametrize(
     "text, names",
     [
         ("nc: 2\nnames: ['a b', \"c, d\", it's, 'isn''t']\n", ("a b", "c, d", "it's", "isn't")),
+        (r'names: ["caf\xE9", "\u4E2D\U0001F600", "\ud83d\ude00", "a\"\\\/", "t\tn"]', ESCAPED),
+        ("names:\n  - \"\\xE9\"\n  - '\\xE9'", ("\u00e9", "\\xE9")),
         ("names: [a,  # first, not last\n  b,\n  C#,\n]\n", ("a", "b", "C#")),
         ("names: {0: a, 1: 'b', '2': c:d}", ("a", "b", "c:d")),
         ("names:\n  - a # c\n\n  - 'b # x'\n- \"q\"\nnc: 3\n  - d", ("a", "b # x", "q")),
@@ -32,6 +36,10 @@ def test_spellings(tmp_path, text, names):
         "[a [b]]",
         "['a' 'b']",
         "['a, b]",
+        r'["\xZZ"]',
+        r'["\u12"]',
+        r'["\UFFFFFFFF"]',
+        r'["\d"]',
         "[]",
         "\n",
         "\n  1: a",

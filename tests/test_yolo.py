@@ -167,6 +167,16 @@ def test_image_that_cannot_be_read(tmp_path):
     assert [fault.kind for fault in faults.found] == ["images cannot be read"]
 
 
+def test_key_points_are_refused(tmp_path):
+    write_yolo(tmp_path)
+    path = tmp_path / "pose.yaml"
+    path.write_text("names: [cat, dog]\n# kpt_shape: [17, 3]\n")
+    assert len(read(tmp_path)) == 3
+    path.write_text("names: [cat, dog]\nkpt_shape: [17, 3]\n")
+    with pytest.raises(UserError, match="pose.yaml: the labels have key points"):
+        read(tmp_path)  # although classes.txt comes first
+
+
 def test_name_that_is_no_text(tmp_path):
     write_yolo(tmp_path)
     for folder, suffix in (("images", b".jpg"), ("labels", b".txt")):

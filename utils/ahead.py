@@ -1,10 +1,15 @@
-"""Threads around a loop: one makes its items ahead of it, one does what is left to do behind it."""
+"""Threads around a loop: one makes its items ahead of it, one does what is left to do behind it,
+several do its work on several items at a time."""
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
 
 PATIENCE = 5.0  # seconds that `close` waits for a thread, which a camera may hold up
+MOST = 4  # pictures at a time, which all need memory; more cores share them
 
 
 class Ahead:
@@ -134,3 +139,57 @@ class Behind:
         self.close()
         if kind is None and self._error is not None:
             raise self._error
+
+
+def pictures_at_a_time(device: torch.device) -> int:
+    """How many to detect in at once: on a GPU one, on a CPU one for each core, at most MOST.
+
+    Threads that share a picture wait for one another after every layer, actively: beside those that
+    read, draw and write, let alone beside other programs, that costs much more than it saves.
+    """
+    return 1 if device.type != "cpu" else min(torch.get_num_threads(), MOST)
+
+
+def spread(work: Callable, items: Iterable, count: int) -> Generator:
+    """(item, work(item)) of each, in order, `count` of them being worked on at a time.
+
+    One is worked on by the caller's thread with all of torch's threads, several by a thread each
+    with its share of them. An exception of `work` is raised in its item's turn, one of `items`
+    after all that came before it.
+    """
+    if count == 1:
+        for item in items:
+            yield item, work(item)
+        return
+    threads = torch.get_num_threads()
+    due: deque = deque()
+    error = None
+    pool = ThreadPoolExecutor(count, initializer=_prepare, initargs=(max(threads // count, 1),))
+    try:
+        coming = iter(items)
+        while True:
+            try:
+                item = next(coming)
+            except StopIteration:
+                break
+            except Exception as raised:
+                error = raised
+                break
+            due.append((item, pool.submit(work, item)))
+            if len(due) > count:
+                first, result = due.popleft()
+                yield first, result.result()
+        while due:
+            first, result = due.popleft()
+            yield first, result.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # the workers' number would be the next thread's otherwise
+    if error is not None:
+        raise error
+
+
+def _prepare(threads: int):
+    """Torch's settings of a thread are its own."""
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)

@@ -5,10 +5,7 @@ files that hold more (a NumPy number, a pickled module, an argparse namespace) g
 that knows tensors and numbers, makes an empty record of every other class, and calls nothing else.
 """
 
-import contextlib
-import os
 import re
-import uuid
 import warnings
 import zipfile
 from pathlib import Path
@@ -17,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError
+from utils.files import replace_file
 from utils.unpickle import read_inert
 
 START = 16  # bytes that tell what kind of file it is
@@ -32,35 +30,9 @@ def save(path: str | Path, content: dict):
 
     Equal contents give equal bytes, whatever the file's name or the device of the tensors.
     """
-    path = Path(path)
-    plain = _portable(content, str(path.name), {})
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            # A file object: given a path, torch would write the file's name into the archive.
-            torch.save(plain, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        if os.name == "posix":  # the rename itself reaches the disk with its folder
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-    except (OSError, RuntimeError) as error:
-        # torch reports a failed write as a RuntimeError raised from the OSError.
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
-            raise
-        raise UserError(
-            f"cannot write {path}: {cause.strerror or cause}; make room on the disk or choose "
-            "another folder (a file that was there before is unharmed)"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):  # where not even its folder could be made
-            temporary.unlink(missing_ok=True)
+    plain = _portable(content, Path(path).name, {})
+    # A file object: given a path, torch would write the file's name into the archive.
+    replace_file(path, lambda file: torch.save(plain, file))
 
 
 def _portable(value, where: str, strings: dict):

@@ -103,7 +103,8 @@ def add_switch(group, name: str, text: str):
 
 
 def add_weight_flags(group, conf: float, nms: float | None = None, required: bool = True):
-    """Adds --weight, --img_size, --conf and --nms, with these defaults (None: the recipe's)."""
+    """Adds --weight, --img_size, --half, --conf and --nms, the last with these defaults (None: the
+    recipe's)."""
     group.add_argument(
         "--weight", required=required, metavar="FILE", help="checkpoint, ours or public"
     )
@@ -115,13 +116,22 @@ def add_weight_flags(group, conf: float, nms: float | None = None, required: boo
     group.add_argument(
         "--nms", type=real(0, 1), default=nms, help=f"greatest IoU of two boxes ({shown})"
     )
+    group.add_argument(
+        "--half", action="store_true", help="compute in 16 bits where the device does so faster"
+    )
 
 
 def side(text: str) -> int:
     """The type of --img_size: a side that the coarsest stride divides."""
     if not text.isdigit() or int(text) == 0 or int(text) % 32:
-        raise argparse.ArgumentTypeError(f"{text} is not a multiple of 32")
+        raise argparse.ArgumentTypeError(f"{text} is not a multiple of 32{_near_side(text)}")
     return int(text)
+
+
+def _near_side(text: str) -> str:
+    """The sides that --img_size could have meant."""
+    below = int(text) // 32 * 32 if text.isdigit() else 0
+    return f"; take {below} or {below + 32}" if below else ""
 
 
 def whole(least: int) -> Callable[[str], int]:
@@ -225,7 +235,7 @@ def given_options(args: Arguments, family: str, families: dict[str, type]) -> di
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name most like this one, or "" if none is."""
     lower = {each.lower(): each for each in known}
-    close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
     return lower[close[0]] if close else ""
 
 

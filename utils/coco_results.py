@@ -4,26 +4,35 @@
 import json
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from utils.errors import UserError
+from utils.files import replace_file
 from utils.truth import Truth
 
 EXPECTED = '{"image_id": 1, "category_id": 1, "bbox": [x, y, w, h], "score": 0.9}'
 FARTHEST = 1e9  # no coordinate or score lies beyond
+HEAD = 64  # bytes that tell a list from an object
 SHOWN = 5  # unknown ids that a sentence names
 
 
-def check_target(path: str | Path):
-    """Raises UserError unless a results file can be written there: asked before the work."""
+def check_target(path: str | Path, inputs: Iterable[str | Path | None] = ()):
+    """Raises UserError unless a results file can be written there: asked before the work. It must
+    not be one of the `inputs`, nor take the place of a json that holds no detections."""
     path = Path(path)
     if path.suffix != ".json":
         hint = "results are written as json, which needs no code to be read"
         raise UserError(f"--out {path}: {hint}; name it {path.with_suffix('.json').name}")
     if path.is_dir():
         raise UserError(f"--out {path} is a folder; name a file in it")
+    for given in filter(None, inputs):
+        if path.exists() and os.path.exists(given) and path.samefile(given):
+            raise UserError(f"--out {path} is read as {given}; name another file")
+    if path.is_file() and not _may_be_results(path):
+        raise UserError(f"--out {path} is there and holds no detections; name another file")
     if not path.parent.is_dir():
         raise UserError(f"--out {path}: there is no folder {path.parent}; make it first")
     try:
@@ -38,21 +47,7 @@ def check_target(path: str | Path):
 
 def write(path: str | Path, results: list[dict]):
     """Writes the file; whatever fails, one that was there stays as it was."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(part, "w", encoding="utf-8") as file:
-            file.write(json.dumps(results))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; make room on the disk or choose "
-            "another folder (a file that was there before is unharmed)"
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
+    replace_file(path, lambda file: file.write(json.dumps(results).encode()))
 
 
 def read(path: str | Path, truth: Truth) -> tuple[np.ndarray, ...]:
@@ -88,6 +83,16 @@ def _whole(ids, categories, boxes, scores) -> bool:
         and bool((np.abs(boxes) < FARTHEST).all() and (boxes[:, 2:] >= 0).all())
         and bool((np.abs(scores) < FARTHEST).all())
     )
+
+
+def _may_be_results(path: Path) -> bool:
+    """Whether a file is empty or begins as a list does: annotations are written as an object."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(HEAD).removeprefix(b"\xef\xbb\xbf").lstrip()
+    except OSError as error:
+        raise UserError(f"--out {path}: cannot be read ({error.strerror or error})") from None
+    return start[:1] in (b"", b"[")
 
 
 def _load(path: Path) -> list:

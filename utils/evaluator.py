@@ -102,13 +102,6 @@ class Evaluator:
         self._parts = [columns for columns, _ in gathered]
         self._not_finite = sum(count for _, count in gathered)
 
-    def rows(self) -> np.ndarray:
-        """[n, 7]: image id, x, y, w, h, score, category id; by image, then by falling score."""
-        image_ids, labels, boxes, scores = self._columns()
-        categories = self.truth.category_ids[labels]
-        rows = np.column_stack((image_ids, boxes, scores, categories)).astype(np.float64)
-        return rows[np.lexsort((-scores, image_ids))]
-
     def results(self) -> list[dict]:
         """The detections as the list that COCO's servers and tools read."""
         image_ids, labels, boxes, scores = self._columns()

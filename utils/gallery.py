@@ -7,17 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from utils import vis
-from utils.ahead import Ahead, Behind
+from utils.ahead import Ahead, Behind, spread
 from utils.errors import UserError
 from utils.image import read_image
 from utils.log import progress
-from utils.parallel import spread
-from utils.results import Results, strong
-from utils.window import Window
+from utils.results import Results, keep_source, strong, written_name
+from utils.window import Window, stepped
 
 KEYS = "keys: space or right next, left back, + - threshold, s save, q end"
 DEPTH = 2  # images read ahead, and left to be drawn behind: photographs take much memory
-STEP = 0.05  # by which + and - change the threshold
 
 
 class Gallery:
@@ -112,27 +110,6 @@ class Gallery:
         target = folder / written_name(self.names[index])
         keep_source(target, self._path_of(index))
         vis.save(target, self._paint(index, image, found))
-
-
-def stepped(threshold: float, key: str) -> float:
-    """The threshold after the keys up and down, from 0.05 to 0.95."""
-    change = {"up": STEP, "down": -STEP}.get(key, 0.0)
-    return min(max(round(threshold + change, 2), STEP), 1 - STEP) if change else threshold
-
-
-def written_name(name: str) -> Path:
-    """Where in the folder a picture goes: under its own name, but never outside the folder."""
-    path = Path(name)
-    inside = Path(*(part for part in path.parts if part not in ("..", path.anchor)))
-    # What OpenCV cannot write becomes a JPEG; the whole name stays, so that no two meet.
-    known = path.suffix.lower() in vis.WRITTEN
-    return inside if known else inside.with_name(f"{inside.name}.jpg")
-
-
-def keep_source(target: Path, source: Path):
-    """A UserError if writing the target would replace what is read."""
-    if target.exists() and source.exists() and target.samefile(source):
-        raise UserError(f"{source} is read, and would be overwritten; choose another --save")
 
 
 def _read(path: Path) -> np.ndarray | UserError:

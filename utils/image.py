@@ -9,7 +9,11 @@ import numpy as np
 
 from utils.errors import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2")
+# fmt: off
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2",
+)
+# fmt: on
 _JPEG_START, _PNG_START = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 _JPEG_END = b"\xff\xd9"
 _REDUCED = {
@@ -85,11 +89,11 @@ def fitted_size(size_hw, target_hw):
 def reduction(size_hw, target_hw):
     """By how much (8, 4, 2 or 1) an image may be reduced before it is fitted into target_hw.
 
-    What is left is the fitted size or at least SPARE times as much.
+    What is left is the fitted size or at least SPARE times as much, and a pixel or more a side.
     """
     ratio = fit_ratio(size_hw, target_hw)
-    enough = (n for n in (8, 4, 2) if n * ratio == 1 or n * ratio * SPARE <= 1)
-    return next(enough, 1)
+    whole = (n for n in (8, 4, 2) if n <= min(size_hw))
+    return next((n for n in whole if n * ratio == 1 or n * ratio * SPARE <= 1), 1)
 
 
 def resized(image, size_hw):

@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.files import replace_file
 
 FILES = ("train.log", "log.jsonl", "timing.jsonl")
+ELSEWHERE = "another folder with --save_folder"  # where a run finds room instead
 BAR_SECONDS = 0.2  # least time between two drawings of a bar
 LINE_SECONDS = 60.0  # and between two lines where no bar can be drawn, as in a file
 
@@ -24,6 +26,7 @@ class RunLog:
 
     def __init__(self, folder: str | Path, main: bool = True, tfboard: bool = False):
         self.folder, self.main = Path(folder), main
+        self._pace = Pace()
         self._step = -1  # newest one sent to TensorBoard
         self._purge_step = None
         self._writer = None
@@ -46,13 +49,8 @@ class RunLog:
     def write(self, name: str, text: str):
         """Writes a file of the run's folder anew, whole or not at all."""
         if self.main:
-            part = self.folder / f".{name}.tmp"
-            with _disk_errors(self.folder / name):
-                try:
-                    part.write_text(text, encoding="utf-8", errors="backslashreplace")
-                    os.replace(part, self.folder / name)
-                finally:
-                    part.unlink(missing_ok=True)
+            content = text.encode("utf-8", "backslashreplace")
+            replace_file(self.folder / name, lambda file: file.write(content), ELSEWHERE)
 
     def record(self, values: dict):
         """Appends a line to log.jsonl: the same numbers in every equal run, no clock, no speed."""
@@ -93,7 +91,7 @@ class RunLog:
         self._purge_step = self._step + 1
 
     def progress(self, total: int, description: str, done: int = 0) -> "Progress":
-        return Progress(total, description, done=done, shown=self.main)
+        return Progress(total, description, done=done, shown=self.main, pace=self._pace)
 
     def close(self):
         if self._writer is not None:
@@ -109,14 +107,35 @@ class RunLog:
                     file.write(line + "\n")
 
 
-class Progress:
-    """How far a loop is: a bar on a terminal; elsewhere, or without tqdm, a line a minute."""
+class Pace:
+    """A line a minute, over all loops that share it: epochs may be shorter than that."""
 
-    def __init__(self, total: int, description: str, done: int = 0, shown: bool = True):
+    def __init__(self):
+        self._said = time.monotonic()
+
+    def due(self, now: float) -> bool:
+        if now - self._said <= LINE_SECONDS:
+            return False
+        self._said = now
+        return True
+
+
+class Progress:
+    """How far a loop is: a bar on a terminal; elsewhere, or without tqdm, a line a minute. A
+    total of None is one that nobody knows."""
+
+    def __init__(
+        self,
+        total: int | None,
+        description: str,
+        done: int = 0,
+        shown: bool = True,
+        pace: Pace | None = None,
+    ):
         self.total, self.description, self.done, self.shown = total, description, done, shown
         self._note = ""
         self._first, self._since = done, time.monotonic()
-        self._said = self._since
+        self._pace = pace or Pace()
         self._bar = None
         if shown and sys.stdout.isatty():
             self._bar = _bar(total, description, done)
@@ -134,11 +153,12 @@ class Progress:
         self.done += count
         if self._bar is not None:
             self._bar.update(count)
-        elif self.shown and time.monotonic() - self._said > LINE_SECONDS:
-            self._said = time.monotonic()
-            seconds = self._said - self._since
-            left = seconds / max(self.done - self._first, 1) * (self.total - self.done)
-            text = f"{self.description}: {self.done}/{self.total}, {_clock(left)} left"
+        elif self.shown and self._pace.due(now := time.monotonic()):
+            text = f"{self.description}: {self.done}"
+            if self.total is not None:
+                seconds = now - self._since
+                left = seconds / max(self.done - self._first, 1) * (self.total - self.done)
+                text += f"/{self.total}, {_clock(left)} left"
             say(f"{text}, {self._note}" if self._note else text)
 
     def close(self):
@@ -173,7 +193,7 @@ def say(text: str):
     print(text, flush=True)
 
 
-def _bar(total: int, description: str, done: int):
+def _bar(total: int | None, description: str, done: int):
     """tqdm's bar, or None where tqdm is not installed."""
     try:
         from tqdm import tqdm
@@ -216,5 +236,5 @@ def _disk_errors(path: Path):
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; make room on the disk or choose "
-            "another folder with --save_folder"
+            f"{ELSEWHERE}"
         ) from error

@@ -7,11 +7,10 @@ from utils import cli, run_folder, window
 from utils.log import say
 
 FOLDER = "detections"
-LOWEST = 0.05  # least score to which the threshold of a window can be lowered
 
 
 def add_flags(group):
-    """Adds --show, --save, --save_txt, --save_json, --slice, --overlap and --half."""
+    """Adds --show, --save, --save_txt, --save_json, --slice and --overlap."""
     group.add_argument("--show", action="store_true", help="show the pictures in a window")
     group.add_argument(
         "--save",
@@ -39,7 +38,6 @@ def add_flags(group):
         metavar="X",
         help="part of a tile that it shares with its neighbour (0.2)",
     )
-    group.add_argument("--half", action="store_true", help="compute in 16 bits")
 
 
 class Output:
@@ -61,7 +59,7 @@ class Output:
 
     def least_score(self, threshold: float) -> float:
         """The score from which on detections are wanted: a window's threshold can be lowered."""
-        return min(threshold, LOWEST) if self.shown else threshold
+        return min(threshold, window.LOWEST) if self.shown else threshold
 
     def report(self):
         """Says where the results are, if there are any."""

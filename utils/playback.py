@@ -9,13 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from utils import vis
-from utils.ahead import Ahead, Behind
-from utils.gallery import stepped
+from utils.ahead import Ahead, Behind, spread
 from utils.log import Progress
-from utils.parallel import spread
-from utils.results import Results, strong
+from utils.results import Results, inside, strong
 from utils.video import RealTime, Video, Writer
-from utils.window import TICK, Window
+from utils.window import TICK, Window, stepped
 
 KEYS = "keys: space pause, + - threshold, s save the frame, q end"
 RECENT = 20  # frames over which the shown frames a second are measured
@@ -90,7 +88,7 @@ class Playback:
             picture = self._paint(image, found)
             key = screen.key(picture, len(found["scores"]))
             if key == "save":
-                path = save_to() / f"{Path(screen.name).as_posix()}_{number:06d}.jpg"
+                path = save_to() / f"{inside(screen.name).as_posix()}_{number:06d}.jpg"
                 vis.save(path, self._paint(image, found))
             self.threshold = stepped(self.threshold, key)
             if key == "quit":
@@ -99,10 +97,10 @@ class Playback:
                 return True
 
     def _bar(self, video: Video, name: str) -> Progress:
-        """The progress through the video, if it is known where that ends."""
+        """The progress through the video, or the number of frames if nobody knows its end."""
         counts = [-(-video.count // self.every)] if video.count else []
         counts += [self._most] if self._most else []
-        return Progress(min(counts, default=0), name, shown=bool(counts))
+        return Progress(min(counts, default=None), name)
 
 
 class _Screen:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.errors import UserError
+from utils import vis
+from utils.errors import UserError, cannot_write
 
 NAMES_SHOWN = 5  # files and classes named in the last lines
 
@@ -20,6 +21,26 @@ def strong(found: dict, threshold: float, labels: Iterable[int] | None = None) -
     if labels is not None:
         keep &= np.isin(found["labels"], list(labels))
     return {key: value[keep] for key, value in found.items()}
+
+
+def inside(name: str) -> Path:
+    """The name of a picture as a path below some folder, never outside it."""
+    path = Path(name)
+    return Path(*(part for part in path.parts if part not in ("..", path.anchor)))
+
+
+def written_name(name: str) -> Path:
+    """Where in a folder the drawn picture goes: under its own name."""
+    path = inside(name)
+    # What OpenCV cannot write becomes a JPEG; the whole name stays, so that no two meet.
+    known = path.suffix.lower() in vis.WRITTEN
+    return path if known else path.with_name(f"{path.name}.jpg")
+
+
+def keep_source(target: Path, source: Path):
+    """A UserError if writing the target would replace what is read."""
+    if target.exists() and source.exists() and target.samefile(source):
+        raise UserError(f"{source} is read, and would be overwritten; choose another --save")
 
 
 class Results:
@@ -37,7 +58,8 @@ class Results:
         self.pictures, self.seconds, self.skipped = 0, 0.0, []
         self.counts: Counter = Counter()
         self._lock = threading.Lock()
-        self._txt, self._stems = txt, set()
+        self._txt = txt
+        self._stems: dict[str, str] = {}  # of text files -> the name that has it
         self._json = _Array(lambda: folder() / "detections.json") if as_json else None
         self._start = time.perf_counter()
 
@@ -82,12 +104,12 @@ class Results:
 
     def _text_name(self, name: str, frame: int | None) -> str:
         """dog.txt for dog.jpg, dog.png.txt for a dog.png after it, cat_000012.txt for a frame."""
-        stem = Path(name).with_suffix("").as_posix()
-        if frame is not None:
-            return f"{stem}_{frame:06d}.txt"
-        stem = name if stem in self._stems else stem
-        self._stems.add(stem)
-        return f"{stem}.txt"
+        path = inside(name)
+        stem = path.with_suffix("").as_posix()
+        if self._stems.setdefault(stem, name) != name:
+            stem = path.as_posix()
+            self._stems.setdefault(stem, name)
+        return f"{stem}.txt" if frame is None else f"{stem}_{frame:06d}.txt"
 
     def skip(self, sentence: str):
         """Notes a file that could not be read."""
@@ -142,7 +164,7 @@ class _Array:
                 start = "[\n"
             self._file.write(start + json.dumps(item))
         except OSError as error:
-            raise _cannot_write(self._path, error) from error
+            raise cannot_write(self._path, error) from error
 
     def close(self):
         if self._file is None:
@@ -151,7 +173,7 @@ class _Array:
             with self._file:
                 self._file.write("\n]\n")
         except OSError as error:
-            raise _cannot_write(self._path, error) from error
+            raise cannot_write(self._path, error) from error
 
 
 def _yolo_lines(size_hw: tuple[int, int], found: dict) -> str:
@@ -171,8 +193,4 @@ def _write(path: Path, text: str):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise _cannot_write(path, error) from error
-
-
-def _cannot_write(path: Path, error: OSError) -> UserError:
-    return UserError(f"cannot write {path}: {error.strerror or error}; see --save")
+        raise cannot_write(path, error) from error

@@ -46,10 +46,16 @@ def truth_of(ground_truth, category_ids) -> Truth:
 
 
 def _of_coco(content: dict, category_ids: np.ndarray) -> Truth:
-    """Objects of categories that the set does not name are left out, as COCO's own tools do."""
+    """Objects of categories or images that the set does not list are left out, as COCO's own tools
+    do."""
     label_of = {category: label for label, category in enumerate(category_ids.tolist())}
-    rows = [row for row in content["annotations"] if row["category_id"] in label_of]
-    image_ids = np.unique(np.array([image["id"] for image in content["images"]], np.int64))
+    known = {image["id"] for image in content["images"]}
+    rows = [
+        row
+        for row in content["annotations"]
+        if row["category_id"] in label_of and row["image_id"] in known
+    ]
+    image_ids = np.array(sorted(known), np.int64)
     owners = np.array([row["image_id"] for row in rows], np.int64)
     return Truth(
         image_ids=image_ids,
@@ -74,6 +80,6 @@ def _of_records(records, category_ids: np.ndarray) -> Truth:
         images=np.repeat(images, np.diff(records.starts)),
         labels=records.labels,
         boxes=boxes,
-        areas=np.where(ignored, IGNORED_AREA, records.areas.astype(np.float64)),
+        areas=np.where(ignored, IGNORED_AREA, records.areas),
         crowd=records.crowd,
     )

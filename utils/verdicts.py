@@ -1,6 +1,8 @@
 """Which detections are right, misplaced, of the wrong class or false, and which objects missed.
 
-K detections, G annotated objects. The rules are those of TIDE (arXiv 2008.08115).
+K detections, G annotated objects. The rules are made after TIDE (arXiv 2008.08115), with three
+differences: a duplicate and a wrong class come before a misplaced box, and what TIDE calls both
+misplaced and of the wrong class counts as false.
 """
 
 from collections import Counter

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils.errors import DataError, UserError
+from utils.errors import DataError, UserError, cannot_write
 
 UNKNOWN_FPS = 25.0  # of a camera or a file that does not say
 CODECS = (("mp4v", ".mp4"), ("MJPG", ".avi"))  # the second is in every build of OpenCV
@@ -104,7 +104,7 @@ class Writer:
         if found != self.count:
             raise UserError(
                 f"{self.path}: of {self.count} frames that were written the file holds {found}; "
-                "is the disk full? Name another place with --save"
+                "is the disk full? Make room or name another folder"
             )
 
     def _start(self, shape: tuple):
@@ -218,4 +218,4 @@ def _check_writable(path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; see --save") from error
+        raise cannot_write(path, error) from error

@@ -18,6 +18,7 @@ from utils.vis import FONT, GREY, PALETTE, RIM
 COLORS = tuple(PALETTE[i] for i in (2, 1, 3, 4, 5, 8, 11, 9))
 RED, WHITE, DIM = (40, 40, 255), (240, 240, 240), (150, 150, 150)
 VIEW, MOST_ZOOM = 1280, 4.0  # longer side of a picture, and by how much small inputs are enlarged
+LETTERS = 0.45  # size of the names, as OpenCV's factor
 NAMED = 40  # a box is named if its picture is so wide and high: names hide small ones
 EDGES = (8, 16, 32, 64, 96)  # between the rows of the table: square roots of areas, pixels
 
@@ -86,9 +87,11 @@ def draw(image: np.ndarray, target: dict, found: dict, classes, view: int = VIEW
     names = [classes[int(label)] for label in target["labels"]]
     for gt in np.argsort(missed, kind="stable").tolist():  # red ones on top
         x1, y1, x2, y2 = boxes[gt]
-        _frame(canvas, boxes[gt], RED if missed[gt] else _color(gt), 4 if missed[gt] else 2)
+        color, thickness = (RED, 5) if missed[gt] else (_color(gt), 3)
+        vis.frame(canvas, boxes[gt], RIM, thickness + 2)
+        vis.frame(canvas, boxes[gt], color, thickness)
         if missed[gt] or min(x2 - x1, y2 - y1) >= NAMED:
-            _name(canvas, boxes[gt], names[gt], RED if missed[gt] else _color(gt))
+            vis.put_above(canvas, vis.plate(names[gt], color, LETTERS), boxes[gt])
     for box, gt in zip(_pixels(found.get("boxes", ()), zoom), found["gt"], strict=False):
         cv2.rectangle(canvas, box[:2], box[2:], _color(int(gt)), 1)
     for at in np.argsort(-found["strides"], kind="stable"):  # small dots on top
@@ -145,22 +148,6 @@ def _veil(canvas: np.ndarray, box):
     region = canvas[y1:y2, x1:x2]
     region[:] = region // 2 + np.array(GREY, np.uint8) // 2
     cv2.rectangle(canvas, (x1, y1), (x2, y2), GREY, 2)
-
-
-def _frame(canvas: np.ndarray, box, color, thickness: int):
-    cv2.rectangle(canvas, box[:2], box[2:], RIM, thickness + 2)
-    cv2.rectangle(canvas, box[:2], box[2:], color, thickness)
-
-
-def _name(canvas: np.ndarray, box, text: str, color):
-    """The class on a plate of the box's colour, above the box or inside where there is no room."""
-    (width, height), below = cv2.getTextSize(text, FONT, 0.45, 1)
-    left = max(min(box[0], canvas.shape[1] - width - 6), 0)
-    top = box[1] - height - below - 3
-    top = top if top >= 0 else max(box[1], 0)
-    cv2.rectangle(canvas, (left, top), (left + width + 6, top + height + below + 3), color, -1)
-    ink = (255, 255, 255) if color == RED else (0, 0, 0)
-    cv2.putText(canvas, text, (left + 3, top + height + 2), FONT, 0.45, ink, 1, cv2.LINE_AA)
 
 
 def _dot(canvas: np.ndarray, x: float, y: float, radius: float, color):

@@ -10,6 +10,7 @@ import numpy as np
 
 WINDOW = (1280, 800)  # largest width and height of a window
 TICK = 50  # milliseconds between two looks at a window
+STEP, LOWEST, HIGHEST = 0.05, 0.05, 0.95  # of the threshold that the keys + and - change
 PROBE = "import cv2; cv2.namedWindow('probe'); cv2.destroyAllWindows()"
 NO_FONT_MESSAGES = "*.debug=false;default.warning=false"  # OpenCV's Qt comes without fonts
 
@@ -40,6 +41,12 @@ def can_show() -> bool:
         return subprocess.run(command, capture_output=True, timeout=30).returncode == 0
     except subprocess.TimeoutExpired:
         return False
+
+
+def stepped(threshold: float, key: str) -> float:
+    """The threshold after the keys up and down, from LOWEST to HIGHEST."""
+    change = {"up": STEP, "down": -STEP}.get(key, 0.0)
+    return min(max(round(threshold + change, 2), LOWEST), HIGHEST) if change else threshold
 
 
 class Window:
