@@ -155,7 +155,10 @@ def detect(args: argparse.Namespace):
         world=dist.world_size(),
         pin=device.type == "cuda",
     )
-    evaluator = engine.evaluate(model, loader, evaluator_of(records, args), device=device)
+    try:
+        evaluator = engine.evaluate(model, loader, evaluator_of(records, args), device=device)
+    finally:
+        loader.close()  # else the end of the process waits for the workers
     notes = []
     if dist.is_main() and not len(evaluator):
         count = min(FIRST, len(records))

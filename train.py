@@ -385,7 +385,7 @@ def show_targets(args: argparse.Namespace, device: torch.device) -> int:
     folder = run_folder.numbered(parent)
     drawn = vis_targets.samples(model, loader, args.limit or PICTURES)
     try:
-        say(vis_targets.write(folder, drawn, train_set.classes))
+        say(vis_targets.write(folder, drawn, train_set.classes, model.strides))
     finally:
         loader.close()
     say(f"pictures: {folder}")

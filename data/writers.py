@@ -183,7 +183,7 @@ def _coco_annotations(records: Records):
         records.image_ids[_owners(records)].tolist(),
         records.labels.tolist(),
         _xywh(records.boxes).tolist(),
-        _shortest(records.areas).tolist(),
+        records.areas.tolist(),
         records.crowd.tolist(),
         records.difficult.tolist(),
         strict=True,

@@ -47,14 +47,14 @@ class Output:
         self.shown = args.show and window.can_show()
         self.written = bool(args.save) or not self.shown
         self._save, self._folder = args.save, None
-        if args.show and not self.shown:
-            place = args.save or f"a new folder in {FOLDER}"
-            say(f"no window can be opened here: the pictures are written to {place}")
+        self._instead = args.show and not self.shown
 
     def folder(self) -> Path:
         """--save, else the next free detections/N, made when it is first asked for."""
         if self._folder is None:
             self._folder = Path(self._save) if self._save else run_folder.numbered(Path(FOLDER))
+            if self._instead:
+                say(f"no window can be opened here: the pictures are written to {self._folder}")
         return self._folder
 
     def least_score(self, threshold: float) -> float:

@@ -47,8 +47,9 @@ def samples(model, loader, count: int) -> Iterator[tuple[np.ndarray, dict, dict]
             return
 
 
-def write(folder: Path, drawn: Iterable[tuple], classes) -> str:
-    """Writes a picture of each of the `samples`; returns the table of all their boxes."""
+def write(folder: Path, drawn: Iterable[tuple], classes, known_strides=()) -> str:
+    """Writes a picture of each of the `samples`; returns the table of all their boxes, which has a
+    column for each of the known strides."""
     sizes, gts, strides = [np.zeros(0)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     boxes = pictures = 0
     for image, target, found in drawn:
@@ -62,7 +63,8 @@ def write(folder: Path, drawn: Iterable[tuple], classes) -> str:
         gts.append(found["gt"] + boxes)
         strides.append(found["strides"])
         boxes += len(target["boxes"])
-    counted = table(*(np.concatenate(parts) for parts in (sizes, gts, strides)))
+    parts = (np.concatenate(lists) for lists in (sizes, gts, strides))
+    counted = table(*parts, known_strides)
     text = f"positives per box, {pictures} images; size: square root of the area, input pixels"
     missed = boxes - len(np.unique(np.concatenate(gts)))
     if missed:
@@ -86,10 +88,12 @@ def draw(image: np.ndarray, target: dict, found: dict, classes, view: int = VIEW
     boxes, missed = _pixels(target["boxes"], zoom), without_any(target, found)
     names = [classes[int(label)] for label in target["labels"]]
     for gt in np.argsort(missed, kind="stable").tolist():  # red ones on top
-        x1, y1, x2, y2 = boxes[gt]
         color, thickness = (RED, 5) if missed[gt] else (_color(gt), 3)
         vis.frame(canvas, boxes[gt], RIM, thickness + 2)
         vis.frame(canvas, boxes[gt], color, thickness)
+    for gt in np.argsort(missed, kind="stable").tolist():  # names above all frames
+        x1, y1, x2, y2 = boxes[gt]
+        color = RED if missed[gt] else _color(gt)
         if missed[gt] or min(x2 - x1, y2 - y1) >= NAMED:
             vis.put_above(canvas, vis.plate(names[gt], color, LETTERS), boxes[gt])
     for box, gt in zip(_pixels(found.get("boxes", ()), zoom), found["gt"], strict=False):
@@ -105,7 +109,7 @@ def without_any(target: dict, found: dict) -> np.ndarray:
     return ~np.isin(np.arange(len(target["boxes"])), found["gt"])
 
 
-def table(sizes: np.ndarray, gt: np.ndarray, strides: np.ndarray) -> str:
+def table(sizes: np.ndarray, gt: np.ndarray, strides: np.ndarray, known_strides=()) -> str:
     """Positives per box by the size of the boxes: `sizes` [N] are square roots of areas in pixels,
     `gt` [P] the box that each positive belongs to and `strides` [P] its stride."""
     total = np.bincount(gt, minlength=len(sizes))  # [N]
@@ -114,7 +118,7 @@ def table(sizes: np.ndarray, gt: np.ndarray, strides: np.ndarray) -> str:
     for i, (low, high) in enumerate(zip(EDGES, EDGES[1:], strict=False), start=1):
         rows[f"{low}-{high}"] = row == i
     rows |= {f"> {EDGES[-1]}": row == len(EDGES), "all": row >= 0}
-    known = np.unique(strides)
+    known = np.union1d(strides, known_strides).astype(int)
     header = f"{'size':>8} {'boxes':>7} {'without any':>14} {'min':>5} {'mean':>6} {'max':>5}"
     lines = [header + "".join(f"{f'stride {stride}':>11}" for stride in known)]
     for name, chosen in rows.items():
