@@ -423,7 +423,13 @@ def test_ctrl_c_at_once(signum, tmp_path):
     command = [sys.executable, "train.py", "-d", "synthetic", "--root", str(tmp_path / "sets")]
     command += ["--device", "cpu", "--save_folder", str(tmp_path / "runs")]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
-    with subprocess.Popen(command, **pipes) as process:
+    # A job in the background ignores the signal, and its children would as well.
+    handler = signal.signal(signum, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, **pipes)
+    finally:
+        signal.signal(signum, handler)
+    with process:
         assert process.stdout.readline().startswith("device")
         while not list(tmp_path.glob("sets/.*/*")):
             time.sleep(0.01)

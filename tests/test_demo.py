@@ -51,7 +51,7 @@ def test_a_folder_of_images(run, tmp_path, weight):
     assert (cv2.imread(str(out / "a.png")) != noise(60, 80)).any()
     written = json.loads((out / "detections.json").read_text())
     assert {item["class"] for each in written for item in each["objects"]} == {"cat", "dog"}
-    assert "no window can be opened here: the pictures are written to a new folder" in said
+    assert "no window can be opened here: the pictures are written to detections" in said
     assert "3 images" in said and "cut.jpg" in said and "images/s" in said
     code, said, err = run("--source", "photos/a.jpg", "--weight", weight)
     assert (tmp_path / "detections/2/a.jpg").exists() and "results: detections" in said

@@ -166,14 +166,30 @@ def test_verdicts_have_their_colours_and_a_legend():
     judged = judge(found, truth)
     assert judged.verdicts == ["right", "wrong class", "false"]
     canvas = vis.draw_verdicts(blank(200, 500), found, truth, judged, ("cat", "dog"))
-    assert canvas.shape[0] > 200 and canvas.shape[1] == 500
-    for x, verdict in ((20, "right"), (120, "wrong class"), (220, "false")):
-        assert (canvas[70:110, x] == vis.VERDICTS[verdict]).all(1).all()
-    for x, verdict in ((320, "missed"), (420, "ignored")):  # dashed
-        assert 0.3 < (canvas[62:118, x] == vis.VERDICTS[verdict]).all(1).mean() < 0.9
-    legend = canvas[200:]
+    assert canvas.shape[0] > 400 and canvas.shape[1] == 1000  # a small image is enlarged
+    for x, verdict in ((40, "right"), (240, "wrong class"), (440, "false")):
+        assert (canvas[145:200, x] == vis.VERDICTS[verdict]).all(1).all()
+    for x, verdict in ((640, "missed"), (840, "ignored")):  # dashed
+        assert 0.3 < (canvas[124:236, x] == vis.VERDICTS[verdict]).all(1).mean() < 0.9
+    legend = canvas[400:]
     for color in vis.VERDICTS.values():
         assert (legend == color).all(2).any()
+
+
+def test_no_label_lies_on_another():
+    found = {
+        "boxes": np.tile(np.float32([[100, 100, 300, 300]]), (12, 1)),
+        "scores": np.linspace(0.9, 0.5, 12),
+        "labels": np.arange(12),
+    }
+    taken = []
+    for at in range(12):
+        vis._label(blank(400, 500), taken, found["boxes"][at].astype(int), "cat", (0, 0, 255), "")
+    assert 4 <= len(taken) < 12  # above, below and inside; for the others there is no room
+    for i, one in enumerate(taken):
+        assert not any(vis._meet(one, other) for other in taken[:i])
+    canvas = vis.draw(blank(400, 500), found, tuple("abcdefghijkl"))
+    assert (canvas == vis.color_of(0)).all(2).sum() > 200  # the best one has its label
 
 
 @pytest.mark.parametrize("size", [(10, 20), (60, 60), (400, 90), (1500, 2000)])
