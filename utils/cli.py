@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import gc
 import importlib.metadata
 import io
 import math
@@ -361,6 +362,8 @@ def prepare_process():
     """Settings of the process of a command."""
     # Denormal numbers make an untrained network twenty times slower on a CPU.
     torch.set_flush_denormal(True)
+    # What the imports made stays: collecting it would write to pages that workers share.
+    gc.freeze()
     cv2.setNumThreads(0)  # parallel over images, not inside one; and safe with forked workers
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file name must not end a run on any console
