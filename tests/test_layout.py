@@ -118,6 +118,13 @@ def test_no_path_of_somebody_s_home(path):
     assert [line for line in text.splitlines() if home.search(line)] == []
 
 
+@pytest.mark.parametrize("path", [p for p in text_files() if p.suffix == ".md"], ids=str)
+def test_links_lead_somewhere(path):
+    text = (ROOT / path).read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
+    assert [link for link in links if not (ROOT / path).parent.joinpath(link).exists()] == []
+
+
 def test_the_rules_catch_offenders():
     assert upward("models", ast.parse("def f():\n    from data.records import Records"))
     assert upward("data", ast.parse("import models.yolox"))
