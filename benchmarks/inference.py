@@ -26,7 +26,7 @@ from torch import nn
 
 import models
 import recipes
-from benchmarks.turns import in_turn
+from benchmarks.turns import in_turn, missing_peer
 from models import convert
 from utils import cli
 from utils.classes import COCO_CLASSES
@@ -153,10 +153,7 @@ def peer_side(model: models.Detector, version: str) -> Side:
         from yolox.exp.build import get_exp_by_name
         from yolox.utils import postprocess as peer_postprocess
     except ImportError as error:
-        raise UserError(
-            f"--peer: {error}; install yolox 0.3.0 in a folder and name it in PYTHONPATH, see "
-            "docs/performance.md"
-        ) from error
+        raise missing_peer("yolox 0.3.0", error) from error
     warnings.filterwarnings("ignore", message=".*(torch.cuda.amp|CUDA is not available|meshgrid).*")
     reference = get_exp_by_name(version)
     reference.num_classes = len(model.classes)

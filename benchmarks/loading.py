@@ -28,12 +28,11 @@ from torch.utils.data import DataLoader
 
 import data
 import recipes
-from benchmarks.turns import alternate
+from benchmarks.turns import alternate, missing_peer
 from data.cache import SharedCache
 from data.dataset import WINDOW
 from data.records import Records
 from utils import cli
-from utils.errors import UserError
 from utils.log import say
 
 AUGMENT = replace(recipes.RECIPES["yolox-tiny"].stages[0].augment, mosaic=1.0, mixup=0.0)
@@ -174,10 +173,7 @@ def build_sides(records: Records, args: argparse.Namespace, folder: Path) -> dic
                 with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
                     sides[name] = batches(records, args, folder / name, cache)
             except ImportError as error:
-                raise UserError(
-                    f"--peer: {error}; install {peer} in a folder and name it in PYTHONPATH, see "
-                    "docs/performance.md"
-                ) from error
+                raise missing_peer(peer, error) from error
     return sides
 
 

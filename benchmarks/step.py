@@ -17,7 +17,7 @@ import torch
 import engine
 import models
 import recipes
-from benchmarks.turns import alternate
+from benchmarks.turns import alternate, missing_peer
 from utils import cli
 from utils.boxes import cxcywh_to_xyxy
 from utils.classes import COCO_CLASSES
@@ -87,10 +87,7 @@ def peer_step(version: str, batch_size: int) -> Callable:
         from yolox.exp.build import get_exp_by_name
         from yolox.utils import ModelEMA
     except ImportError as error:
-        raise UserError(
-            f"--peer: {error}; install yolox 0.3.0 in a folder and name it in PYTHONPATH, see "
-            "docs/performance.md"
-        ) from error
+        raise missing_peer("yolox 0.3.0", error) from error
     warnings.filterwarnings("ignore", message=".*(torch.cuda.amp|CUDA is not available).*")
     torch.manual_seed(0)
     reference = get_exp_by_name(version)

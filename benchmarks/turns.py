@@ -3,7 +3,17 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+from utils.errors import UserError
+
 WARM_UP = 3  # steps before the clock runs
+
+
+def missing_peer(name: str, error: ImportError) -> UserError:
+    """The sentence for a peer that cannot be imported."""
+    return UserError(
+        f"--peer: {error}; install {name} in a folder and name it in PYTHONPATH, see "
+        "docs/performance.md"
+    )
 
 
 def in_turn(names: Iterable[str], rounds: int) -> Iterator[str]:
