@@ -8,7 +8,7 @@ Each part says in its own help what it measures and how. `--flops` is the part f
 import argparse
 import sys
 
-from benchmarks import evaluation, flops, inference, loading, memory, step, video
+from benchmarks import evaluation, flops, inference, loading, matching, memory, step, video
 from utils import cli
 from utils.errors import UserError
 from utils.log import say
@@ -19,6 +19,7 @@ PARTS = {
     "flops": flops,
     "loading": loading,
     "evaluation": evaluation,
+    "matching": matching,
     "memory": memory,
     "video": video,
 }

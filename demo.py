@@ -81,11 +81,12 @@ def play_all(found: source.Found, player: playback.Playback, results: Results, o
 
 def main():
     args = parse_arguments()
+    sides = cli.sides_of(args)
     found = source.find(args.source)
     device = cli.pick_device(args)
     out = output.Output(args)
     conf = out.least_score(args.conf)
-    model = models.load(args.weight, conf=conf, nms=args.nms, img_size=args.img_size)
+    model = models.load(args.weight, conf=conf, nms=args.nms, **sides)
     labels = labels_of(args.classes, model.classes)
     model = models.optimize(model.to(device), half=args.half)
     detect = tiles.finder(model, args.slice, args.overlap, args.conf)

@@ -28,7 +28,6 @@ from utils.precision import cpu_computes_bf16
 from utils.stopwatch import Stopwatch
 
 LOG_EVERY = 10  # updates between two records
-FLAT_SHARE = 0.05  # of the run, at its end, keeps the least learning rate (YOLOX: 15 of 300 epochs)
 FORETOLD_SECONDS = 60  # runs that take longer than this are told how long
 SAVE_SECONDS = 600  # a checkpoint inside an epoch at least this often
 
@@ -105,16 +104,10 @@ class Trainer:
         self.dtype = amp_dtype(device, amp)
         self.wide = torch.float32 if device.type == "mps" else torch.float64  # which MPS has not
         updates = [math.ceil(batches / recipe.accumulate) for batches in per_epoch]
-        total, self.epochs = sum(updates), len(per_epoch)
+        self.epochs = len(per_epoch)
         batch = recipe.batch_size * recipe.accumulate * dist.world_size()
         lr, self.lr_text = optim.scaled_lr(recipe.lr, recipe.base_batch, batch, recipe.optimizer)
-        self.schedule = {
-            "base": lr,
-            "total": total,
-            "warmup": optim.cap_warmup(round(recipe.warmup * total / len(updates)), total),
-            "plain": round(total * FLAT_SHARE),
-            "min_ratio": recipe.min_lr,
-        }
+        self.schedule = optim.schedule_of(recipe, updates, lr)
         self.optimizer = optim.build_optimizer(self.model, recipe)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.ema = None
@@ -334,9 +327,10 @@ def _memory_errors(recipe):
         text = str(error)
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in text:
             raise
+        flags = "--min_size and --max_size" if recipe.max_size else "--img_size"
         raise UserError(
-            f"out of memory with {recipe.batch_size} images of {recipe.img_size} pixels a batch: "
-            f"lower --batch_size (and raise --accumulate), or --img_size ({text.splitlines()[0]})"
+            f"out of memory with {recipe.batch_size} images of {recipe.size_text} pixels a batch: "
+            f"lower --batch_size (and raise --accumulate), or {flags} ({text.splitlines()[0]})"
         ) from error
 
 
@@ -348,7 +342,8 @@ def evaluate(model: nn.Module, loader, evaluator, *, device, stop: StopFlag | No
     for images, targets in batches:
         sizes = targets["size"].to(device, non_blocking=True)
         detections = model.predict(images.to(device, non_blocking=True), sizes)
-        for found, ratio in zip(detections, targets["ratio"].tolist(), strict=True):
+        ratios = targets["ratio"].repeat(1, 2).to(device, non_blocking=True)  # [B, xyxy]
+        for found, ratio in zip(detections, ratios, strict=True):
             found["boxes"] = found["boxes"] / ratio
         evaluator.add(targets["image_id"].tolist(), detections)
         if stop and stop.signum and not dist.is_distributed():

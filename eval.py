@@ -24,7 +24,10 @@ from utils.truth import truth_of
 
 FEW_CLASSES = 20  # so many are listed one by one without being asked
 FIRST = 8  # images that are looked at again when nothing was found
-OF_A_MODEL = ("img_size", "conf", "nms", "half", "batch_size", "num_workers", "out")
+OF_A_MODEL = (
+    *("img_size", "min_size", "max_size", "conf", "nms", "half"),
+    *("batch_size", "num_workers", "out"),
+)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -105,6 +108,7 @@ def check(args: argparse.Namespace):
     names = [name for name, _ in args.areas]
     if len(set(names)) < len(names):
         raise UserError(f"--areas: {', '.join(names)} are not different names")
+    cli.sides_of(args)
     check_out(args)
 
 
@@ -131,7 +135,7 @@ def detect(args: argparse.Namespace):
     check_out(args)  # again: the checkpoint may have named the files of its set
     device = cli.pick_device(args)
     dist.init(device)
-    model = opened.build(conf=args.conf, nms=args.nms, img_size=args.img_size)
+    model = opened.build(conf=args.conf, nms=args.nms, **cli.sides_of(args))
     model.max_dets = max(model.max_dets, *args.max_dets, 0)
     model = models.optimize(model.to(device), half=args.half)
     options = cli.reader_options(args, args.split)
@@ -147,7 +151,7 @@ def detect(args: argparse.Namespace):
     loader = data.build_loader(
         records,
         train=False,
-        size_hw=model.input_hw,
+        sides=model.sides,
         batch_size=args.batch_size,
         num_workers=cli.worker_count(args.num_workers, device),
         seed=0,

@@ -26,10 +26,6 @@ def parse_arguments() -> argparse.Namespace:
     )
     model = parser.add_argument_group("model")
     cli.add_weight_flags(model, conf=0.3, nms=0.45)
-    for name in ("--min_size", "--max_size"):
-        model.add_argument(
-            name, type=cli.whole(32), metavar="PX", help="side of a model without a square input"
-        )
     basic = parser.add_argument_group("data (default: what the checkpoint was trained on)")
     cli.add_data_flags(basic, data.READERS)
     cli.add_split_flags(basic, data.SPLITS)
@@ -45,15 +41,6 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def check_size_flags(args: argparse.Namespace, model):
-    """--min_size and --max_size are for models that keep the shape of an image."""
-    if args.min_size or args.max_size:
-        raise UserError(
-            f"--min_size and --max_size: {type(model).__name__} takes square inputs; give its side "
-            f"with --img_size (now {model.input_hw[0]})"
-        )
-
-
 def joined(known: tuple[str, ...], annotated: tuple[str, ...]) -> tuple[tuple, np.ndarray]:
     """The model's class names with the data set's others after them; the number in it of each of
     the data set's classes."""
@@ -63,13 +50,13 @@ def joined(known: tuple[str, ...], annotated: tuple[str, ...]) -> tuple[tuple, n
 
 def main():
     args = parse_arguments()
+    sides = cli.sides_of(args)
     opened = models.read(args.weight)
     cli.data_of_checkpoint(args, opened.arguments)
     device = cli.pick_device(args)
     out = output.Output(args)
     conf = out.least_score(args.conf)
-    model = opened.build(conf=conf, nms=args.nms, img_size=args.img_size)
-    check_size_flags(args, model)
+    model = opened.build(conf=conf, nms=args.nms, **sides)
     options = cli.reader_options(args, args.split)
     records = data.read(args.dataset, args.root, args.split, **options)
     say(records.summary())

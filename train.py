@@ -15,6 +15,7 @@ import platform
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -22,6 +23,8 @@ import data
 import engine
 import models
 import recipes
+from models.detector import Detector
+from models.initial import initial_model
 from utils import checkpoint, cli, dist, plot, run_folder, vis, vis_targets
 from utils.errors import UserError
 from utils.evaluator import Evaluator
@@ -49,14 +52,18 @@ def parse_arguments() -> argparse.Namespace:
 
     names = ", ".join(recipes.RECIPES)
     model = parser.add_argument_group("model")
-    model.add_argument("-v", "--version", metavar="NAME", help=f"{names} (yolox-s)")
+    model.add_argument("-v", "--version", metavar="NAME", help=f"{names} ({recipes.DEFAULT})")
     model.add_argument("--backbone", metavar="NAME", help="another backbone under the same head")
     model.add_argument("--weight", metavar="FILE", help="checkpoint to start from (ours or public)")
+    model.add_argument(
+        "--backbone_weight",
+        metavar="FILE",
+        help="of the backbone alone, also out of a detector's checkpoint",
+    )
+    cli.add_switch(model, "pretrained", "the backbone's published weights to start from")
 
     training = parser.add_argument_group("training (default: what the recipe says)")
-    training.add_argument(
-        "--img_size", type=cli.side, metavar="PX", help="side of the square input"
-    )
+    cli.add_size_flags(training)
     training.add_argument(
         "-bs", "--batch_size", type=cli.whole(1), metavar="N", help="images per process"
     )
@@ -70,7 +77,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     training.add_argument("--optimizer", choices=("sgd", "adamw"), help="sgd or adamw")
     training.add_argument("--lr", type=cli.real(0), help="learning rate at the recipe's base batch")
-    training.add_argument("--warmup", type=cli.real(0), metavar="EPOCHS", help="epochs of warm-up")
+    training.add_argument(
+        "--warmup_epochs", type=cli.real(0), metavar="N", help="epochs of warm-up"
+    )
     training.add_argument(
         "--grad_clip", type=cli.real(0), metavar="NORM", help="0: gradients not clipped"
     )
@@ -106,73 +115,111 @@ def parse_arguments() -> argparse.Namespace:
     )
     running.add_argument("--tfboard", action="store_true", help="TensorBoard files beside the log")
     cli.add_debug_flag(running)
-    for family, options in recipes.OPTIONS.items():
-        cli.add_options(parser, family, options)
+    for family, kinds in recipes.FLAGS.items():
+        cli.add_options(parser, family, kinds, recipes.PLAIN[family])
     return parser.parse_args()
 
 
 def named_recipe(args: argparse.Namespace) -> recipes.Recipe:
-    """The recipe of -v, else of the checkpoint (with its backbone and options), else yolox-s."""
-    if args.version is None and args.weight:
-        found = models.read(args.weight).recipe
-        # A model's own recipe may be of any length and size: the named one's schedule is kept.
-        plain = recipes.RECIPES.get(found["version"], recipes.RECIPES["yolox-s"])
-        changes = {name: found[name] for name in ("version", "detector", "backbone", "img_size")}
-        return recipes.with_model(plain, changes, found["model"])
-    version = args.version or "yolox-s"
+    """The recipe of the checkpoint (its backbone and options), else of -v, else the default."""
+    version = args.version or recipes.DEFAULT
     if version not in recipes.RECIPES:
         raise UserError(cli.unknown("model", version, recipes.RECIPES))
-    if args.weight and not args.backbone:
-        held = models.read(args.weight).recipe["version"]
-        if held != version:
-            raise UserError(f"{args.weight} holds {held}, not {version}; leave -v out")
-    return recipes.RECIPES[version]
+    if not args.weight:
+        recipe = recipes.RECIPES[version]
+        return recipes.with_backbone(recipe, args.backbone) if args.backbone else recipe
+    found = models.read(args.weight).recipe
+    if args.version not in (None, found["version"]):
+        raise UserError(f"{args.weight} holds {found['version']}, not {version}; leave -v out")
+    if args.backbone not in (None, found["backbone"]):
+        raise UserError(
+            f"{args.weight} holds a model on {found['backbone']}; leave --backbone out, or take "
+            "the backbone alone by --backbone_weight FILE"
+        )
+    # A model's own recipe may be of any length: the named one's schedule is kept.
+    plain = recipes.RECIPES[recipes.PLAIN[found["detector"]]]
+    names = ("version", "detector", "backbone", "img_size", "max_size")
+    changes = {name: found[name] for name in names}
+    return recipes.with_model(recipes.RECIPES.get(found["version"], plain), changes, found["model"])
+
+
+def check_weight_flags(args: argparse.Namespace):
+    """Raises UserError for flags of the weights that do not go together."""
+    if args.weight and args.backbone_weight:
+        raise UserError("--weight holds a backbone already; give it or --backbone_weight")
+    if args.backbone and args.backbone not in models.BACKBONES:
+        raise UserError(cli.unknown("backbone", args.backbone, models.BACKBONES))
+
+
+def check_backbone_flags(args: argparse.Namespace, recipe: recipes.Recipe):
+    """Raises UserError for options that the recipe's backbone does not know."""
+    for name in sorted(models.OF_BACKBONE & args.given):
+        if name not in models.BACKBONES[recipe.backbone].takes:
+            raise UserError(f"--{name} means nothing to {recipe.backbone}; leave it out")
 
 
 def choose_recipe(args: argparse.Namespace) -> tuple[recipes.Recipe, frozenset[str]]:
     """The recipe of the version with the data set's changes and the flags; the fields they gave."""
+    check_weight_flags(args)
     recipe = recipes.for_dataset(named_recipe(args), args.dataset)
-    if args.img_size:
-        recipe = recipes.with_img_size(recipe, args.img_size)
+    check_backbone_flags(args, recipe)
+    sides = cli.sides_of(args)
+    if any(sides.values()):
+        recipe = recipes.with_sides(recipe, *models.asked_size(recipe, **sides))
     if args.epochs or args.plain_epochs is not None:
         epochs = args.epochs or recipes.total_epochs(recipe)
-        recipe = recipes.with_epochs(recipe, epochs, args.plain_epochs)
-    if args.backbone:
-        if args.backbone not in models.BACKBONES:
-            raise UserError(cli.unknown("backbone", args.backbone, models.BACKBONES))
-        recipe = replace(
-            recipe, backbone=args.backbone, version=f"{recipe.detector}-{args.backbone}"
-        )
+        recipe = with_epochs(recipe, epochs, args.plain_epochs)
+    recipe = recipes.with_flags(recipe, cli.given_options(args, recipe.detector, recipes.FLAGS))
+    averages = {None: None, True: recipe.ema_decay or recipes.EMA_DECAY, False: 0.0}
     changes = {
         "batch_size": args.batch_size,
         "accumulate": args.accumulate,
         "optimizer": args.optimizer,
         "lr": args.lr,
-        "warmup": args.warmup,
         "grad_clip": args.grad_clip,
         "seed": args.seed,
         "eval_every": args.eval_epoch,
         "patience": args.patience,
-        "ema_decay": 0.0 if args.ema is False else None,
+        "pretrained": args.pretrained,
+        "ema_decay": averages[args.ema],
     }
     changes = {name: value for name, value in changes.items() if value is not None}
-    options = cli.given_options(args, recipe.detector, recipes.OPTIONS)
-    recipe = replace(recipe, **changes, model=replace(recipe.model, **options))
+    recipe = replace(recipe, **changes)
+    if args.warmup_epochs is not None:
+        recipe = replace(recipe, schedule=replace(recipe.schedule, warmup=args.warmup_epochs))
+    published = recipe.pretrained and not args.vis_targets  # looking needs no weights
+    if not (args.weight or args.backbone_weight or published):
+        if args.frozen:
+            raise UserError("--frozen keeps weights as they were read, and none are read here")
+        recipe = recipes.without_weights(recipe)
     return recipe, frozenset(changes)
+
+
+def with_epochs(recipe: recipes.Recipe, epochs: int, plain: int | None) -> recipes.Recipe:
+    """The recipe with so many epochs, the last `plain` of them un-augmented."""
+    if plain is not None and not recipes.can_end_plain(recipe):
+        raise UserError(
+            f"--plain_epochs: {recipe.version} trains without mosaic and mixup from its first "
+            "epoch on; leave the flag out"
+        )
+    return recipes.with_epochs(recipe, epochs, plain)
 
 
 def resume_recipe(args: argparse.Namespace, saved: dict, folder: Path) -> recipes.Recipe:
     """The run's recipe, with --epochs and --lr if they are given; other changes are refused."""
     for name in sorted(args.given - FREE_ON_RESUME):
         raise UserError(f"--{name} cannot change when a run goes on; start a new one instead")
-    recipe = recipes.from_dict(saved["recipe"])
+    try:
+        recipe = recipes.from_dict(saved["recipe"])
+    except ValueError as error:
+        raise UserError(f"--resume: {folder}: {error}") from None
     done, total = saved["position"]["epoch"], recipes.total_epochs(recipe)
     finished = run_folder.is_finished(folder)
     wanted = args.epochs or (done if finished else total)
     if wanted < done or (finished and wanted == done):
         raise UserError(f"{folder} has {done} epochs behind it; --epochs N with a larger N goes on")
     if args.epochs:
-        recipe = recipes.with_epochs(recipe, args.epochs, args.plain_epochs)
+        recipe = with_epochs(recipe, args.epochs, args.plain_epochs)
     elif args.plain_epochs is not None:
         raise UserError("--plain_epochs can change with --epochs only when a run goes on")
     if args.lr:
@@ -209,17 +256,18 @@ def loader_of(records, recipe: recipes.Recipe, args, device, stage: recipes.Stag
     training = {}
     if stage:
         low, high = recipe.multi_scale
-        sides = range(low, high + 1, 32) if high else [recipe.img_size]
+        shorts = range(low, high + 1, 32) if high else [recipe.img_size]
         training = {
             "augment": stage.augment,
             "clip": data.Window(stage.clip.length, stage.clip.interval),
             "train_difficult": recipe.train_difficult,
-            "scales": [(side, side) for side in sides],
+            "scales": [(short, max(short, recipe.max_size)) for short in shorts],
+            "shuffle": recipe.shuffle,
         }
     return data.build_loader(
         records,
         train=stage is not None,
-        size_hw=(recipe.img_size, recipe.img_size),
+        sides=recipe.sides,
         batch_size=recipe.batch_size,
         num_workers=cli.worker_count(args.num_workers, device),
         seed=recipe.seed,
@@ -229,19 +277,6 @@ def loader_of(records, recipe: recipes.Recipe, args, device, stage: recipes.Stag
         pin=device.type == "cuda",
         **training,
     )
-
-
-def initial_model(recipe: recipes.Recipe, classes: tuple[str, ...], weight: str | None, tell):
-    """The untrained model, or the one in `weight`; a head of other classes starts anew."""
-    torch.manual_seed(recipe.seed)
-    model = models.build_model(recipe, classes)
-    if weight:
-        state = models.read(weight).state
-        skipped = checkpoint.load_weights(model, state, allow=model.class_layers)
-        tell(f"weights: {weight}, {len(model.state_dict()) - len(skipped)} tensors")
-        if skipped:
-            tell(f"  another number of classes: {', '.join(skipped)} start untrained")
-    return model
 
 
 def plan(args: argparse.Namespace, splits=SPLITS) -> tuple[recipes.Recipe, list, list[str]]:
@@ -254,14 +289,32 @@ def plan(args: argparse.Namespace, splits=SPLITS) -> tuple[recipes.Recipe, list,
     return recipe, sets, said
 
 
-def start(args: argparse.Namespace) -> tuple[Path, recipes.Recipe, dict | None, list, list[str]]:
-    """(folder, recipe, checkpoint to go on from, the two sets, sentences about the recipe)."""
+class Start(NamedTuple):
+    """All that a run is begun, or gone on, with."""
+
+    folder: Path
+    recipe: recipes.Recipe
+    saved: dict | None  # the checkpoint to go on from
+    sets: list  # of SPLITS
+    model: Detector
+    said: list[str]  # about recipe and weights
+
+
+def first_model(recipe: recipes.Recipe, classes, args) -> tuple[Detector, list[str]]:
+    """(the model before its first update, sentences about its weights)."""
+    weight = models.read(args.weight) if args.weight else None
+    return initial_model(recipe, classes, weight=weight, backbone_weight=args.backbone_weight)
+
+
+def start(args: argparse.Namespace) -> Start:
+    """A new run, or the one to go on with; its folder is made when all else is there."""
     if args.resume is None:
         recipe, sets, said = plan(args)
+        model, about = first_model(recipe, sets[0].classes, args)
         parent = Path(args.save_folder) / args.dataset / recipe.version
         folder = dist.from_main(lambda: run_folder.numbered(parent))
         dist.from_main(lambda: run_folder.claim(folder))
-        return folder, recipe, None, sets, said
+        return Start(folder, recipe, None, sets, model, said + about)
     last = dist.from_main(lambda: run_folder.find(args.resume, args.save_folder))
     dist.from_main(lambda: run_folder.claim(last.parent))
     saved = dist.from_main(lambda: run_folder.read_last(last))
@@ -271,12 +324,14 @@ def start(args: argparse.Namespace) -> tuple[Path, recipes.Recipe, dict | None, 
     if args.given & {"epochs", "lr"}:
         epochs = recipes.total_epochs(recipe)
         said = [f"schedule recomputed: {epochs} epochs, lr {recipe.lr:g} at the base batch"]
-    return last.parent, recipe, saved, [read_set(args, split) for split in SPLITS], said
+    sets = [read_set(args, split) for split in SPLITS]
+    model = models.build_model(recipe, sets[0].classes)  # its own weights follow
+    return Start(last.parent, recipe, saved, sets, model, said)
 
 
 def train(args: argparse.Namespace, device: torch.device) -> int:
     """One run from its first line to its pictures; returns the exit code."""
-    folder, recipe, saved, (train_set, val_set), said = start(args)
+    folder, recipe, saved, (train_set, val_set), model, said = start(args)
     log = RunLog(folder, main=dist.is_main(), tfboard=args.tfboard)
     if saved:
         log.cut(saved["log"])
@@ -286,7 +341,7 @@ def train(args: argparse.Namespace, device: torch.device) -> int:
         f"run: {folder}",
         f"train: {train_set.summary()}",
         f"val: {val_set.summary()}",
-        f"model: {recipe.version} at {recipe.img_size}",
+        f"model: {recipe.version} at {recipe.size_text}",
     ):
         tell(line)
     for sentence in said:
@@ -298,7 +353,6 @@ def train(args: argparse.Namespace, device: torch.device) -> int:
     }
     log.write("args.json", json.dumps(extra, indent=1) + "\n")
     log.write("env.txt", environment())
-    model = initial_model(recipe, train_set.classes, None if saved else args.weight, log.say)
     loaders = [loader_of(train_set, recipe, args, device, stage) for stage in recipe.stages]
     loader = loader_of(val_set, recipe, args, device)
 
@@ -371,14 +425,23 @@ def show_targets(args: argparse.Namespace, device: torch.device) -> int:
     if not dist.is_main():
         return 0
     recipe, (train_set,), said = plan(args, SPLITS[:1])
-    for line in (f"train: {train_set.summary()}", *said):
+    model, about = first_model(recipe, train_set.classes, args)
+    model = model.to(device)
+    for line in (f"train: {train_set.summary()}", *said, *about):
         say(line)
-    model = initial_model(recipe, train_set.classes, args.weight, say).to(device)
-    say(f"model: {recipe.version} at {recipe.img_size}; {recipe.stages[0].text}")
-    if not args.weight:
+    say(f"model: {recipe.version} at {recipe.size_text}; {recipe.stages[0].text}")
+    options = vars(recipe.model)
+    if options.get("matcher") in ("iou_topk", "l1_topk"):
+        watched = options["ignore_thresh"] > 0 and options["ignore_on"] == "predictions"
         say(
-            "random weights: the matcher looks at predictions, so these are the choices of the "
-            "first updates; --weight FILE shows later ones"
+            "the matcher looks at anchors alone: its positives are the same after any training"
+            + ("; which anchors are ignored depends on predictions" if watched else "")
+        )
+    elif not args.weight:
+        untrained = "an untrained head" if args.backbone_weight else "random weights"
+        say(
+            f"{untrained}: the matcher looks at predictions, so these are the choices of the first "
+            "updates; --weight FILE shows later ones"
         )
     loader = loader_of(train_set, recipe, args, device, recipe.stages[0])
     parent = Path(args.save_folder) / args.dataset / recipe.version / "targets"

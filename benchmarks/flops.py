@@ -17,6 +17,7 @@ import recipes
 from utils import cli
 from utils.classes import COCO_CLASSES
 from utils.errors import UserError
+from utils.image import padded_hw
 from utils.log import say
 
 
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace):
         if version not in recipes.RECIPES:
             raise UserError(cli.unknown("model", version, recipes.RECIPES))
         recipe = recipes.RECIPES[version]
-        sides = args.img_size or [recipe.img_size]
+        sides = args.img_size or padded_hw([recipe.sides])
         size_hw = (sides[0], sides[-1])
         for part, (parameters, flops) in count(recipe, size_hw, args.num_classes).items():
             say(

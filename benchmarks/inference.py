@@ -27,11 +27,11 @@ from torch import nn
 import models
 import recipes
 from benchmarks.turns import in_turn, missing_peer
-from models import convert
+from models import yolox_names
 from utils import cli
 from utils.classes import COCO_CLASSES
 from utils.errors import UserError
-from utils.image import fit_ratio, read_image
+from utils.image import fit_ratio, is_square, read_image
 from utils.log import say
 from utils.stopwatch import peak_memory_mb
 
@@ -49,9 +49,7 @@ def add_flags(parser: cli.Parser):
         metavar="NAME",
         help=f"models with random weights ({' '.join(DEFAULT)}; none with --weight)",
     )
-    parser.add_argument(
-        "--img_size", type=cli.side, metavar="PX", help="side of the input (the model's)"
-    )
+    cli.add_size_flags(parser)
     parser.add_argument("--source", nargs="+", metavar="FILE", help="images (one of noise)")
     parser.add_argument("--conf", type=cli.real(0, 1), default=0.25, help="least score (0.25)")
     parser.add_argument("--nms", type=cli.real(0, 1), default=0.45, help="greatest IoU (0.45)")
@@ -163,7 +161,7 @@ def peer_side(model: models.Detector, version: str) -> Side:
     transform = ValTransform(legacy=False)
 
     def preprocess(images):
-        arrays = [transform(image, None, model.input_hw)[0] for image in images]
+        arrays = [transform(image, None, model.sides)[0] for image in images]
         return torch.from_numpy(np.stack(arrays)).float().to(device), images
 
     def forward(value):
@@ -176,7 +174,7 @@ def peer_side(model: models.Detector, version: str) -> Side:
         found = []
         for rows, image in zip(peer_postprocess(outputs, *limits), images, strict=True):
             rows = torch.zeros(0, 7) if rows is None else rows
-            found.append(rows[:, :4] / fit_ratio(image.shape[:2], model.input_hw))
+            found.append(rows[:, :4] / fit_ratio(image.shape[:2], model.sides))
         return found
 
     return Side((preprocess, forward, postprocess), "float32", device)
@@ -185,7 +183,7 @@ def peer_side(model: models.Detector, version: str) -> Side:
 def _with_weights(network: nn.Module, state: dict) -> nn.Module:
     """The reference's network with weights given under our names."""
     theirs = list(network.state_dict())
-    ours = convert.to_ours(dict(zip(theirs, theirs, strict=True)))  # our name -> theirs
+    ours = yolox_names.to_ours(dict(zip(theirs, theirs, strict=True)))  # our name -> theirs
     network.load_state_dict({name: state[own] for own, name in ours.items()})
     return network
 
@@ -197,6 +195,8 @@ def sides_of(model: models.Detector, version: str, args: argparse.Namespace) -> 
             model = models.optimize(model, half=args.half)
         name = "plain" if args.plain else "optimized"
         return {name: own_side(model, square=model.square)}
+    if not is_square(model.sides):
+        raise UserError(f"--peer takes square images; {version} needs --img_size for that")
     exact, half = models.optimize(model), models.optimize(model, half=True)
     sides = {
         "reference": peer_side(model, version),
@@ -216,13 +216,13 @@ def detectors(args: argparse.Namespace) -> list[tuple[str, models.Detector]]:
     found = []
     if args.weight:
         opened = models.read(args.weight)
-        model = opened.build(img_size=args.img_size, **limits)
+        model = opened.build(**cli.sides_of(args), **limits)
         found.append((opened.recipe["version"], model))
     for name in args.version or (() if args.weight else DEFAULT):
         if name not in recipes.RECIPES:
             raise UserError(cli.unknown("model", name, recipes.RECIPES))
         recipe = recipes.RECIPES[name]
-        recipe = recipes.with_img_size(recipe, args.img_size) if args.img_size else recipe
+        recipe = recipes.with_sides(recipe, *models.asked_size(recipe, **cli.sides_of(args)))
         torch.manual_seed(0)
         model = models.build_model(replace(recipe, **limits), COCO_CLASSES)
         found.append((f"{name}*", model.eval()))

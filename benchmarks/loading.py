@@ -67,11 +67,11 @@ def add_flags(parser: cli.Parser):
 
 def own_batches(records: Records, args: argparse.Namespace, keep: str) -> Iterator:
     """Batches of our training loader, epoch after epoch."""
-    size_hw = args.img_size, args.img_size
+    sides = args.img_size, args.img_size
     loader = data.build_loader(
         records,
         train=True,
-        size_hw=size_hw,
+        sides=sides,
         batch_size=args.batch_size,
         num_workers=0,
         seed=SEED,
@@ -81,7 +81,7 @@ def own_batches(records: Records, args: argparse.Namespace, keep: str) -> Iterat
     if keep == NONE:
         loader.dataset.cache = None
     elif keep == WINDOW_ONLY:
-        loader.dataset.cache = SharedCache(2 * WINDOW + 1 + args.batch_size, size_hw)
+        loader.dataset.cache = SharedCache(2 * WINDOW + 1 + args.batch_size, sides)
     epoch = 0
     while True:
         yield from loader.batches(epoch)

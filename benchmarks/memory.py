@@ -137,7 +137,7 @@ def measure_workers(path: Path, answers):
     loader = data.build_loader(
         records,
         train=False,
-        size_hw=(SIDE, SIDE),
+        sides=(SIDE, SIDE),
         batch_size=BATCH_SIZE,
         num_workers=2,
         seed=0,

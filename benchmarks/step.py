@@ -112,7 +112,7 @@ def run(args: argparse.Namespace):
     device = cli.pick_device(args)
     if args.version not in recipes.RECIPES:
         raise UserError(cli.unknown("model", args.version, recipes.RECIPES))
-    recipe = recipes.with_img_size(recipes.RECIPES[args.version], args.img_size)
+    recipe = recipes.with_sides(recipes.RECIPES[args.version], args.img_size)
     recipe = replace(recipe, batch_size=args.batch_size, lr=LR, base_batch=args.batch_size)
     for boxes in args.boxes:
         steps = {"peer, float32": peer_step(args.version, args.batch_size)} if args.peer else {}

@@ -89,7 +89,7 @@ def ways(args: argparse.Namespace, model, frames: list, folder: Path) -> dict:
 
 def run(args: argparse.Namespace):
     device = cli.pick_device(args)
-    model = models.load(args.weight, conf=args.conf, nms=args.nms, img_size=args.img_size)
+    model = models.load(args.weight, conf=args.conf, nms=args.nms, **cli.sides_of(args))
     model = models.optimize(model.to(device), half=args.half)
     frames = read(args.video, args.frames)
     if len(frames) < args.frames:

@@ -15,16 +15,16 @@ LOCKS = 16  # one for every so many slots: workers rarely wait, and semaphores a
 
 
 class SharedCache:
-    """Images of at most fit_hw pixels in `slots` places.
+    """Images fitted into `sides` (short, long) in `slots` places.
 
     An image lies at its index if the cache holds the whole set, else at its place in the epoch's
     order, where the window that moves through the epoch overwrites it.
     """
 
-    def __init__(self, slots, fit_hw, *, whole=False, context=None):
+    def __init__(self, slots, sides, *, whole=False, context=None):
         shared = multiprocessing.get_context(context)
         self.slots, self.whole = slots, whole
-        self.slot_bytes = fit_hw[0] * fit_hw[1] * 3
+        self.slot_bytes = sides[0] * sides[1] * 3
         # The memory behind RawArray, taken directly because RawArray fills it with zeros, which
         # would claim all of it at once. It goes with its processes and needs no large /dev/shm.
         self._pixels = BufferWrapper(slots * self.slot_bytes)
@@ -51,18 +51,19 @@ class SharedCache:
         return image
 
 
-def choose_cache(count, fit_hw, *, window, limit, whole=False, context=None):
+def choose_cache(count, sides, *, window, limit, whole=False, context=None):
     """A cache of the whole set (if asked for, or if it fits into `limit` bytes), else of a window.
 
     `count` images; a window of 0 images means that none but a whole cache is of use.
     """
-    room = limit // (fit_hw[0] * fit_hw[1] * 3)
+    slot_bytes = sides[0] * sides[1] * 3
+    room = limit // slot_bytes
     if whole:
-        _check_memory(count * fit_hw[0] * fit_hw[1] * 3)
+        _check_memory(count * slot_bytes)
     if whole or count <= room:
-        return SharedCache(count, fit_hw, whole=True, context=context)
+        return SharedCache(count, sides, whole=True, context=context)
     slots = min(window, room)
-    return SharedCache(slots, fit_hw, context=context) if slots else None
+    return SharedCache(slots, sides, context=context) if slots else None
 
 
 def _check_memory(needed):

@@ -7,16 +7,25 @@ import numpy as np
 from data.clips import STILL, Videos
 from data.transforms import Unread, apply, resize
 from utils.errors import UserError
-from utils.image import fit_ratio, fitted_size, probe_image, read_image, reduction, resized
+from utils.image import (
+    fit_scale,
+    fitted_size,
+    is_square,
+    probe_image,
+    read_image,
+    reduction,
+    resized,
+)
 
 WINDOW = 64  # partners lie at most about so many positions away in the epoch's order
 
 
 class Dataset:
-    """Samples by key (epoch, position, size_hw).
+    """Samples by key (epoch, position, sides).
 
-    When training, `position` counts through the epoch's random order and the sample is resized
-    into `size_hw` (None: left as it is); otherwise it counts through the key frames in order.
+    When training, `position` counts through the epoch's order, random with `shuffle`, and the
+    sample is resized into the key's `sides` (None: left as it is); otherwise it counts through the
+    key frames in order. Images are first fitted into the dataset's own `sides` (None: not).
     """
 
     def __init__(
@@ -24,9 +33,10 @@ class Dataset:
         records,
         *,
         transforms,
-        fit_hw,
+        sides,
         seed,
         train,
+        shuffle=True,
         train_difficult=True,
         clip=STILL,
         cache=None,
@@ -37,21 +47,22 @@ class Dataset:
         counts = (len(clip.keys(self.videos.length(v))) for v in range(len(self.videos)))
         self._ends = np.cumsum(np.fromiter(counts, np.int64))  # keys of the videos up to each
         self.transforms = transforms
-        self.fit_hw = fit_hw
+        self.sides = sides
         self.seed = seed
         self.train = train
+        self.shuffle = shuffle
         self.train_difficult = train_difficult
-        self.cache = cache if fit_hw is not None else None
+        self.cache = cache if sides is not None else None
         self._order = (None, None)  # (epoch, its permutation)
 
     def __len__(self):
         return int(self._ends[-1])
 
     def __getitem__(self, key):
-        """Lists by frame: images, targets, orig_sizes (h, w), ratios, image_ids, files, videos,
-        frames (numbers in their videos), indices, roles, and new_video: whether one begins."""
-        epoch, position, size_hw = key
-        order = self._epoch_order(epoch)
+        """Lists by frame: images, targets, orig_sizes (h, w), ratios (x, y), image_ids, files,
+        videos, frames (numbers in their videos), indices, roles, and new_video: if one begins."""
+        epoch, position, sides = key
+        order = self.order(epoch)
         rng = np.random.default_rng((self.seed, epoch, position))
         clip, indices = self._clip(order[position], rng)
 
@@ -62,13 +73,13 @@ class Dataset:
         frames = [(frame.load(), frame.target) for frame in self._frames(indices, position)]
         if self.train:
             frames = apply(self.transforms, frames, rng, draw)
-            if size_hw is not None:
-                frames = [resize(frame, size_hw) for frame in frames]
+            if sides is not None:
+                frames = [resize(frame, sides) for frame in frames]
         return {
             "images": [image for image, _ in frames],
             "targets": [target for _, target in frames],
             "orig_sizes": [tuple(self.records.sizes[i].tolist()) for i in indices],
-            "ratios": [self._ratio(i) for i in indices],
+            "ratios": [self._scale(i) for i in indices],
             "image_ids": [int(self.records.image_ids[i]) for i in indices],
             "files": [self.records.files[i] for i in indices],
             "videos": self.records.video[indices].tolist(),
@@ -86,9 +97,16 @@ class Dataset:
         clip = self.clip.frames(length, key, rng)
         return clip, [self.videos.image(video, frame) for _, frame in clip]
 
-    def _epoch_order(self, epoch):
-        """The epoch's order of keys: random when training."""
-        if not self.train:
+    def portrait(self):
+        """bool [len]: which keys' images are higher than wide, told by the first of their video."""
+        counts = np.diff(self._ends, prepend=0)
+        used = np.flatnonzero(counts)
+        heights, widths = self.records.sizes[[self.videos.image(v, 0) for v in used]].T
+        return np.repeat(heights > widths, counts[used])
+
+    def order(self, epoch):
+        """The epoch's order of keys: random when training, unless shuffling is off."""
+        if not (self.train and self.shuffle):
             return range(len(self))
         if self._order[0] != epoch:
             # The fourth number keeps this stream apart from those of the samples.
@@ -105,7 +123,7 @@ class Dataset:
         found = self.records.boxes_of(index)
         crowd = found["crowd"]
         target = {
-            "boxes": found["boxes"] * self._ratio(index),
+            "boxes": found["boxes"] * np.tile(self._scale(index), 2),
             "labels": found["labels"],
             "ignore": crowd if self.train_difficult else crowd | found["difficult"],
         }
@@ -120,26 +138,28 @@ class Dataset:
     def _fitted_hw(self, index):
         """Size (h, w) of an image as it is loaded."""
         size_hw = self.records.sizes[index].tolist()
-        return size_hw if self.fit_hw is None else fitted_size(size_hw, self.fit_hw)
+        return size_hw if self.sides is None else fitted_size(size_hw, self.sides)
 
-    def _ratio(self, index):
-        """By how much an image was resized."""
-        if self.fit_hw is None:
-            return np.float32(1)
-        return np.float32(fit_ratio(self.records.sizes[index].tolist(), self.fit_hw))
+    def _scale(self, index):
+        """float32 (x, y): by how much an image's boxes were scaled."""
+        if self.sides is None:
+            return np.ones(2, np.float32)
+        return np.float32(fit_scale(self.records.sizes[index].tolist(), self.sides))
 
     def _decode(self, index):
         """The image as fitted; one that changed since the labels were read is an error."""
         path, size_hw = self.records.path(index), tuple(self.records.sizes[index].tolist())
         # Measured results are the reference's, so nothing is reduced for them.
-        reduce = reduction(size_hw, self.fit_hw) if self.train and self.fit_hw else 1
+        reduce = reduction(size_hw, self.sides) if self.train and self.sides else 1
         image = read_image(path, reduce)
         if image.shape[:2] not in (size_hw, tuple(side // reduce for side in size_hw)):
             raise UserError(
                 f"{path}: the image is {probe_image(path)} (h, w) and its labels say {size_hw}; "
                 "correct the labels or the image"
             )
-        return image if self.fit_hw is None else resized(image, self._fitted_hw(index))
+        if self.sides is None:
+            return image
+        return resized(image, self._fitted_hw(index), antialias=not is_square(self.sides))
 
 
 def draw_partner(position, length, rng):

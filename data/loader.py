@@ -15,8 +15,8 @@ from data.clips import STILL
 from data.dataset import WINDOW, Dataset
 from data.mosaic import build_transforms
 from utils.errors import DataError, UserError
+from utils.image import is_square, padded_hw
 
-PAD_MULTIPLE = 32  # sides of a batch whose size is not given: the coarsest stride of detectors
 PREFETCH = 2  # batches each worker works ahead
 GRACE_SECONDS = 20  # how long a worker goes on after SIGTERM
 CACHE_BYTES = 2**30  # the most shared memory for decoded images, unless all are asked for
@@ -38,15 +38,15 @@ def collate(samples, pad_hw=None):
 
     The images lie channels-last in memory. Targets: boxes float32 [B, G, 4], labels int64 [B, G],
     valid bool [B, G], ignore_boxes float32 [B, I, 4], ignore_valid bool [B, I], size and orig_size
-    int64 [B, 2] (h, w), ratio float32 [B] (fitted by original, before augmentation), image_id,
-    video (-1: a still) and frame int64 [B], new_video bool [B] (the frame begins its video); files
-    (list of B names), roles (list of T names). Without pad_hw the images are padded to the largest
-    of them, rounded up to a multiple of PAD_MULTIPLE.
+    int64 [B, 2] (h, w), ratio float32 [B, 2] (x, y; fitted by original, before augmentation),
+    image_id, video (-1: a still) and frame int64 [B], new_video bool [B] (the frame begins its
+    video); files (list of B names), roles (list of T names). Without pad_hw the images are padded
+    to the largest of them, rounded up to a multiple of 32.
     """
     frames = [image for sample in samples for image in sample["images"]]
     sizes = np.array([image.shape[:2] for image in frames], np.int64)
     if pad_hw is None:
-        pad_hw = (-(-sizes.max(axis=0) // PAD_MULTIPLE) * PAD_MULTIPLE).tolist()
+        pad_hw = padded_hw(sizes)
     pixels = np.empty((len(frames), *pad_hw, 3), np.uint8)  # [B * T, H, W, 3]
     for canvas, image, (height, width) in zip(pixels, frames, sizes.tolist(), strict=True):
         canvas[:height, :width] = image
@@ -98,13 +98,14 @@ def build_loader(
     records,
     *,
     train,
-    size_hw,
+    sides,
     batch_size,
     num_workers,
     seed,
     augment=None,
     clip=STILL,
     train_difficult=True,
+    shuffle=True,
     scales=None,
     scale_every=10,
     rank=0,
@@ -113,7 +114,7 @@ def build_loader(
     pin=False,
     context=None,
 ):
-    """The Loader of one stage: images fitted into and padded to `size_hw`, augmented when training.
+    """The Loader of one stage: images fitted into `sides` (short, long), augmented when training.
 
     `cache_all` holds every decoded image in shared memory, for evaluation as well.
     """
@@ -123,7 +124,7 @@ def build_loader(
         window = (2 * WINDOW + 1 + ahead) * clip.length if augment and augment.mosaic else 0
         cache = choose_cache(
             len(records),
-            size_hw,
+            sides,
             window=window,
             limit=CACHE_BYTES,
             whole=cache_all,
@@ -131,10 +132,11 @@ def build_loader(
         )
     dataset = Dataset(
         records,
-        transforms=build_transforms(augment, size_hw) if train and augment else [],
-        fit_hw=size_hw,
+        transforms=build_transforms(augment, sides) if train and augment else [],
+        sides=sides,
         seed=seed,
         train=train,
+        shuffle=shuffle,
         train_difficult=train_difficult,
         clip=clip,
         cache=cache,
@@ -146,7 +148,7 @@ def build_loader(
         seed=seed,
         rank=rank,
         world=world,
-        pad_hw=size_hw,
+        sides=sides,
         scales=scales,
         scale_every=scale_every,
         pin=pin,
@@ -159,21 +161,25 @@ class Loader:
 
     Training: each global batch is the next world * batch_size positions of the epoch's order, of
     which this rank takes its slice; a rest that does not fill a global batch is left out, unless
-    the whole set is smaller than one. Evaluation: the images rank, rank + world, ... each once.
+    the whole set is smaller than one. Evaluation: each image once, of which this rank takes the
+    rank-th, the (rank + world)-th and so on of the set's own order, or, where images keep their
+    shapes, of that order sorted by orientation.
 
-    `scales` (training): sizes (h, w), one of which is drawn every `scale_every` steps.
+    `sides` (short, long): images are padded to a square, else to the largest of their batch, and
+    then batches are of one orientation, so that little is padded; see `grouped`.
+    `scales` (training): several sides, one of which is drawn every `scale_every` steps.
     """
 
     def __init__(
         self,
         dataset,
         *,
+        sides,
         batch_size,
         num_workers,
         seed,
         rank=0,
         world=1,
-        pad_hw=None,
         scales=None,
         scale_every=10,
         pin=False,
@@ -185,8 +191,10 @@ class Loader:
                 "processes, or shorter clips"
             )
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
-        self.rank, self.world, self.pad_hw = rank, world, pad_hw
+        self.rank, self.world, self.sides = rank, world, sides
         self.scales, self.scale_every = scales, scale_every
+        self._portrait = None if is_square(sides) else dataset.portrait()
+        self._sequence = (None, None)  # (epoch, its positions as batches take them)
         self._plan = _Plan()
         self._workers = DataLoader(
             _Guarded(dataset),
@@ -225,28 +233,60 @@ class Loader:
 
     def _keys(self, epoch, step):
         """The dataset keys of this rank's part of a step."""
-        size_hw = self._size(epoch, step)
-        return [(epoch, position, size_hw) for position in self._positions(step)]
+        sides = self._sides(epoch, step)
+        return [(epoch, position, sides) for position in self._positions(epoch, step)]
 
-    def _positions(self, step):
+    def _positions(self, epoch, step):
         """Positions of this rank's part of a step."""
-        count = len(self.dataset)
+        count, total = len(self.dataset), self.world * self.batch_size
         if not self.dataset.train:
-            return range(self.rank, count, self.world)[step * self.batch_size :][: self.batch_size]
-        total = self.world * self.batch_size
+            first = self.rank + step * total
+            return self._in_sequence(epoch)[first : first + total : self.world]
         if count < total:  # one short batch, shared out as evenly as can be
             edges = [rank * count // self.world for rank in range(self.world + 1)]
             return range(edges[self.rank], edges[self.rank + 1])
         first = step * total + self.rank * self.batch_size
-        return range(first, first + self.batch_size)
+        return self._in_sequence(epoch)[first : first + self.batch_size]
 
-    def _size(self, epoch, step):
-        """Size (h, w) of a step's images: the same on all ranks, whatever ran before."""
+    def _in_sequence(self, epoch):
+        """All positions of an epoch in the sequence in which its batches take them."""
+        if self._portrait is None:
+            return range(len(self.dataset))
+        if self._sequence[0] != epoch:
+            portrait = self._portrait[self.dataset.order(epoch)]
+            if self.dataset.train:
+                sequence = grouped(portrait, self.world * self.batch_size)
+            else:
+                sequence = portrait.argsort(kind="stable")
+            self._sequence = epoch, sequence.tolist()
+        return self._sequence[1]
+
+    def _sides(self, epoch, step):
+        """Sides of a step's images: the same on all ranks, whatever ran before."""
         if not (self.dataset.train and self.scales):
-            return self.pad_hw
+            return self.sides
         block = (epoch * self.per_epoch + step) // self.scale_every
         rng = np.random.default_rng((self.seed, block, 0, 2))  # apart from all samples' streams
         return self.scales[int(rng.integers(len(self.scales)))]
+
+
+def grouped(portrait, total):
+    """Positions 0..N-1 of an epoch's order, resequenced so that each `total` in a row share an
+    orientation; `portrait` [N] says which are higher than wide.
+
+    One batch is of both, unless all come out even: without it the few of a rare orientation would
+    never be seen. It is the largest, and the first, so that memory that is too small for it is
+    found to be so at once. The others stand as they are filled; as ever, the rest is left out.
+    """
+    portrait = portrait[: len(portrait) // total * total]
+    batches, mixed = [], []
+    for positions in (np.flatnonzero(~portrait), np.flatnonzero(portrait)):
+        even = len(positions) // total * total
+        batches.append(positions[:even].reshape(-1, total))  # [steps, total]
+        mixed.append(positions[even:])
+    batches = np.concatenate(batches)
+    batches = batches[batches[:, -1].argsort()]
+    return np.concatenate((*mixed, batches.reshape(-1)))
 
 
 class _Plan:
@@ -276,11 +316,12 @@ class _Guarded:
 
 
 def _collate_guarded(samples):
-    """A worker's batch, padded to the size of its keys, or the first error among its samples."""
+    """A worker's batch, padded as the sides of its keys say, or the first error among it."""
     for sample, _ in samples:
         if isinstance(sample, UserError):
             return sample
-    return collate([sample for sample, _ in samples], samples[0][1])
+    sides = samples[0][1]
+    return collate([sample for sample, _ in samples], sides if is_square(sides) else None)
 
 
 def _end_soon(_signum, _frame):

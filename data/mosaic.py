@@ -15,6 +15,7 @@ from data.transforms import (
     Flip,
     Hsv,
     Patch,
+    Shift,
     Unread,
     clip_boxes,
     flip_target,
@@ -26,14 +27,16 @@ from data.transforms import (
     warp_boxes,
     whole,
 )
-from utils.image import fit
+from utils.errors import UserError
+from utils.image import fit, is_square
 
 PARTNER_TRIES = 16  # draws before mixup gives up finding a partner with objects
 
 
 @dataclass(frozen=True)
 class Mixup:
-    """Averages each frame with a resized, randomly cropped partner that has objects."""
+    """Averages each frame with a resized, randomly cropped partner that has objects; `size_hw` is
+    a square that holds either of them."""
 
     prob: float
     size_hw: tuple[int, int]
@@ -60,7 +63,7 @@ class Mixup:
     def _mix(self, frame, partner, factor, mirrored, place):
         """Frame and partner at half strength each; `place` [2] chooses the crop (x, y)."""
         image, target, other_target = frame[0].image(), frame[1], partner.target
-        other, ratio = fit(partner.load(), self.size_hw)
+        other, (ratio, _) = fit(partner.load(), self.size_hw)
         canvas = np.full((*self.size_hw, 3), self.fill, np.uint8)
         canvas[: other.shape[0], : other.shape[1]] = other
         canvas = cv2.resize(canvas, [int(side * factor) for side in self.size_hw[::-1]])
@@ -179,24 +182,32 @@ def crop(image, box, left, top):
     return image[y1 - top : y2 - top, x1 - left : x2 - left]
 
 
-def build_transforms(augment, size_hw):
+def build_transforms(augment, sides):
     """The training transforms of a recipe's augmentation, in order.
 
     `augment` has the fields mosaic, mixup, hsv and flip (probabilities), mosaic_scale and
-    mixup_scale (lo, hi), degrees, translate, shear, fill and min_box.
+    mixup_scale (lo, hi), degrees, translate, shear, fill, shift (pixels of `sides`) and min_box.
     """
+    if augment.mosaic and not is_square(sides):
+        raise UserError(
+            f"mosaic makes square images, and this model's are {sides[0]} to {sides[1]} pixels; "
+            "give the side of a square with --img_size, or train without mosaic: as many "
+            "--plain_epochs as --epochs"
+        )
     affine = Affine(
-        size_hw,
+        sides,
         augment.mosaic_scale,
         augment.degrees,
         augment.translate,
         augment.shear,
     )
-    mixup = Mixup(augment.mixup, size_hw, augment.mixup_scale, augment.fill)
+    mixup = Mixup(augment.mixup, sides, augment.mixup_scale, augment.fill)
+    shift = [Shift(augment.shift)] if augment.shift else []
     return [
         Mosaic(augment.mosaic, affine, mixup, augment.fill),
         Hsv(augment.hsv),
         Flip(augment.flip),
-        Fit(size_hw),
+        Fit(sides),
+        *shift,
         DropSmall(augment.min_box),
     ]

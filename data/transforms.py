@@ -72,11 +72,11 @@ def moved(target, boxes):
     return {**target, "boxes": boxes.astype(np.float32, copy=False)}
 
 
-def resize(frame, size_hw):
-    """The frame fitted into size_hw, boxes by the same ratio."""
+def resize(frame, sides):
+    """The frame fitted into sides (short, long), and its boxes with it."""
     image, target = frame
-    image, ratio = fit(image, size_hw)
-    return image, moved(target, target["boxes"] * np.float32(ratio))
+    image, scale = fit(image, sides)
+    return image, moved(target, target["boxes"] * np.float32(scale * 2))
 
 
 def clip_boxes(boxes, size_hw):
@@ -97,17 +97,17 @@ def has_objects(targets):
 
 @dataclass(frozen=True)
 class Fit:
-    """Resizes each frame to fit into size_hw."""
+    """Resizes each frame to fit into sides (short, long)."""
 
-    size_hw: tuple[int, int]
+    sides: tuple[int, int]
 
     def __call__(self, frames, rng, draw):
         return [self._fitted(*frame) for frame in frames]
 
     def _fitted(self, patch, target):
-        if patch.size_hw == self.size_hw:
+        if patch.size_hw == self.sides:
             return patch, target
-        image, target = resize((patch.image(), target), self.size_hw)
+        image, target = resize((patch.image(), target), self.sides)
         return whole(image), target
 
 
@@ -162,6 +162,32 @@ def flip_target(target, width):
     boxes, width = target["boxes"], np.float32(width)
     left, right = width - boxes[:, 2], width - boxes[:, 0]
     return moved(target, np.stack([left, boxes[:, 1], right, boxes[:, 3]], axis=1))
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Moves all by up to `pixels` to the left and up, or by one less to the right and down.
+
+    What is left free is black; objects that leave the image are dropped.
+    """
+
+    pixels: int
+    prob: float = 0.5
+
+    def __call__(self, frames, rng, draw):
+        if rng.random() >= self.prob:
+            return frames
+        shift = rng.integers(-self.pixels, self.pixels, 2).tolist()
+        return [self._shifted(*frame, *shift) for frame in frames]
+
+    def _shifted(self, patch, target, dx, dy):
+        height, width = patch.size_hw
+        dx, dy = np.clip((dx, dy), (1 - width, 1 - height), (width - 1, height - 1)).tolist()
+        seen = patch.image()[max(-dy, 0) : height - dy, max(-dx, 0) : width - dx]
+        boxes = target["boxes"] + np.array([dx, dy, dx, dy], np.float32)
+        boxes = clip_boxes(boxes, patch.size_hw)
+        patch = whole(seen)._replace(left=max(dx, 0), top=max(dy, 0), size_hw=patch.size_hw)
+        return patch, select(moved(target, boxes), has_area(boxes))
 
 
 @dataclass(frozen=True)

@@ -33,13 +33,18 @@ SEED = 3
 # Rooms of the house: what stands on the sign, and left, bottom, width, height in the picture.
 FLOORS = {
     "entries": ("the commands: flags, windows, exit codes", (0.0, 8.2, 16.0, 1.1)),
-    "engine": ("the loops", (4.6, 6.0, 2.8, 1.1)),
-    "recipes": ("the numbers one tunes", (8.25, 6.0, 2.5, 1.1)),
-    "models": ("networks, matching, losses", (0.0, 3.1, 4.2, 3.1)),
+    "engine": ("the loops", (5.3, 6.0, 2.3, 1.1)),
+    "recipes": ("the numbers one tunes", (8.2, 5.3, 2.5, 1.9)),
+    "models": ("networks, matching, losses", (0.0, 3.3, 5.0, 3.9)),
     "data": ("readers, augmentation, batches", (10.95, 2.6, 5.05, 4.6)),
     "utils": ("one noun a file", (0.0, 0.0, 16.0, 2.1)),
 }
-LINE_LENGTH = {"models": 28, "data": 38, "utils": 110}  # characters of a line of file names
+LINE_LENGTH = {
+    "models": 36,
+    "recipes": 22,
+    "data": 38,
+    "utils": 110,
+}  # characters of a line of file names
 FILL, EDGE, MUTED, ARROW = "#eef2ff", "#4f46e5", "0.35", "#334155"
 
 
@@ -83,7 +88,7 @@ def mosaics(records, columns: int = 4) -> np.ndarray:
         loader = data.build_loader(
             records,
             train=True,
-            size_hw=(recipe.img_size, recipe.img_size),
+            sides=recipe.sides,
             batch_size=columns,
             num_workers=0,
             seed=SEED,
@@ -98,13 +103,17 @@ def mosaics(records, columns: int = 4) -> np.ndarray:
     return vis.mosaic_sheet(pictures, columns, cell=SIDE)
 
 
-def assignments(model, records, columns: int = 4) -> np.ndarray:
-    """SimOTA's positives on the fullest images: before training above, of `model` below."""
+def assignments(names, records, columns: int = 4, trained=()) -> np.ndarray:
+    """What matchers choose on the fullest images: a row for each untrained recipe of `names`, then
+    one for each of the models `trained`."""
     torch.manual_seed(SEED)
-    untrained = models.build_model(recipes.RECIPES["yolox-nano"], model.classes)
+    untrained = [
+        models.build_model(recipes.without_weights(recipes.RECIPES[name]), records.classes).eval()
+        for name in names
+    ]
     counts = np.diff(records.starts)
     chosen = np.argsort(-counts, kind="stable")[:columns].tolist()
-    pictures = [assignment(net, records, i) for net in (untrained.eval(), model) for i in chosen]
+    pictures = [assignment(net, records, i) for net in (*untrained, *trained) for i in chosen]
     return vis.mosaic_sheet(pictures, columns, cell=SIDE)
 
 
@@ -120,7 +129,7 @@ def assignment(model, records, index: int) -> np.ndarray:
     }
     (found,) = model.positives(images, targets)
     target = {**truth, "ignore_boxes": truth["boxes"][:0], "size": image.shape[:2]}
-    found = {name: value.numpy() for name, value in found.items()}
+    found = vis_targets.once({name: value.numpy() for name, value in found.items()})
     return vis_targets.draw(image, target, found, records.classes, view=SIDE)
 
 
@@ -206,7 +215,8 @@ def main():
     pictures = {
         "detections.jpg": detections(model, val),
         "mosaic.jpg": mosaics(train),
-        "assignment.jpg": assignments(model, val),
+        "assignment.jpg": assignments(("yolox-nano",), val, trained=(model,)),
+        "yolof_assignment.jpg": assignments(("yolof-r18-c5", "yolof-r18-dc5"), val),
     }
     for name, picture in pictures.items():
         vis.save(folder / name, picture)

@@ -1,16 +1,20 @@
 """Detectors and backbones by name, and how to get one: from a recipe or from a checkpoint."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from models import cspdarknet
+from models import cspdarknet, resnet
+from models.cspdarknet53 import cspdarknet53
 from models.darknet53 import darknet53
 from models.detector import Detector
 from models.layers import fuse
 from models.optimize import optimize
+from models.yolof import YOLOF
 from models.yolox import YOLOX
 from utils import checkpoint
 from utils.errors import UserError
@@ -26,33 +30,70 @@ __all__ = [
     "read",
 ]
 
-DETECTORS = {"yolox": YOLOX}
+DETECTORS = {"yolof": YOLOF, "yolox": YOLOX}
 
+
+class Backbone(NamedTuple):
+    """How a backbone is built, and which options of a detector's recipe it takes."""
+
+    build: Callable[..., nn.Module]
+    takes: tuple[str, ...]
+
+
+RESNET_OPTIONS = ("layout", "dc5", "dilate_first", "frozen")
 BACKBONES = {
-    "cspdarknet-nano": cspdarknet.cspdarknet_nano,
-    "cspdarknet-tiny": cspdarknet.cspdarknet_tiny,
-    "cspdarknet-s": cspdarknet.cspdarknet_s,
-    "cspdarknet-m": cspdarknet.cspdarknet_m,
-    "cspdarknet-l": cspdarknet.cspdarknet_l,
-    "cspdarknet-x": cspdarknet.cspdarknet_x,
-    "darknet53": darknet53,
+    "cspdarknet-nano": Backbone(cspdarknet.cspdarknet_nano, ("act",)),
+    "cspdarknet-tiny": Backbone(cspdarknet.cspdarknet_tiny, ("act",)),
+    "cspdarknet-s": Backbone(cspdarknet.cspdarknet_s, ("act",)),
+    "cspdarknet-m": Backbone(cspdarknet.cspdarknet_m, ("act",)),
+    "cspdarknet-l": Backbone(cspdarknet.cspdarknet_l, ("act",)),
+    "cspdarknet-x": Backbone(cspdarknet.cspdarknet_x, ("act",)),
+    "darknet53": Backbone(darknet53, ("act",)),
+    "cspdarknet53": Backbone(cspdarknet53, ("dc5", "frozen")),
+    "resnet18": Backbone(resnet.resnet18, RESNET_OPTIONS),
+    "resnet50": Backbone(resnet.resnet50, RESNET_OPTIONS),
+    "resnet101": Backbone(resnet.resnet101, RESNET_OPTIONS),
+    "resnext101-64x4d": Backbone(resnet.resnext101_64x4d, RESNET_OPTIONS),
 }
+OF_BACKBONE = frozenset(RESNET_OPTIONS)  # what a detector is not told; it is told the others
+SHAPE = 1333 / 800  # longest by short side, where only one of them is asked for
 
 
 def build_model(recipe, classes) -> Detector:
-    """The untrained detector of a recipe; an activation among its options is the backbone's too."""
+    """The untrained detector of a recipe."""
     options = recipe.model if isinstance(recipe.model, dict) else asdict(recipe.model)
-    shared = {name: options[name] for name in ("act",) if name in options}
-    backbone = _named(BACKBONES, "backbone", recipe.backbone)(**shared)
+    backbone = _named(BACKBONES, "backbone", recipe.backbone)
+    if options.get("dc5") and "dc5" not in backbone.takes:
+        raise UserError(
+            f"{recipe.backbone} has no dilated last stage (DC5); leave --dc5 out, or choose a "
+            "model of stride 32 (-c5)"
+        )
     return _named(DETECTORS, "detector", recipe.detector)(
-        backbone,
+        backbone.build(**{name: options[name] for name in backbone.takes if name in options}),
         classes=tuple(classes),
-        input_hw=(recipe.img_size, recipe.img_size),
+        sides=(recipe.img_size, recipe.max_size or recipe.img_size),
         conf=recipe.conf,
         nms=recipe.nms,
         max_dets=recipe.max_dets,
-        **options,
+        **{name: value for name, value in options.items() if name not in OF_BACKBONE},
     )
+
+
+def asked_size(recipe, img_size=None, min_size=None, max_size=None) -> tuple[int, int]:
+    """(img_size, max_size) of a recipe after what a user asks for: a square (max_size 0), or short
+    and longest side; of these one alone keeps the recipe's shape, or 3 : 5 of a square."""
+    if img_size:
+        return img_size, 0
+    if not (min_size or max_size):
+        return recipe.img_size, recipe.max_size
+    shape = recipe.max_size / recipe.img_size if recipe.max_size else SHAPE
+    short = min_size or round(max_size / shape)
+    longest = max_size or round(min_size * shape)
+    if longest == short:
+        raise UserError(f"both sides are {short}; ask for a square with img_size")
+    if longest < short:
+        raise UserError(f"the longest side, {longest}, is shorter than the short one, {short}")
+    return short, longest
 
 
 @dataclass(frozen=True)
@@ -64,6 +105,7 @@ class Checkpoint:
     recipe: dict  # version, detector, backbone, model (options), img_size, conf, nms, ...
     classes: tuple[str, ...]
     arguments: dict
+    path: Path
 
     def build(
         self,
@@ -71,18 +113,23 @@ class Checkpoint:
         conf: float | None = 0.3,
         nms: float | None = 0.45,
         img_size: int | None = None,
+        min_size: int | None = None,
+        max_size: int | None = None,
     ) -> Detector:
         """The trained detector in eval mode. `conf` and `nms` are for looking at detections; None
-        leaves what the file's recipe evaluates at."""
+        leaves what the file's recipe evaluates at. `img_size` asks for a square input, `min_size`
+        and `max_size` for one that keeps the image's shape."""
         for name, value in self.state.items():
             if value.is_floating_point() and not value.isfinite().all():
                 raise UserError(
                     f"this checkpoint's {name} holds numbers that are not finite, so it detects "
                     "nothing; take an earlier or another one"
                 )
-        asked = {"conf": conf, "nms": nms, "img_size": img_size}
-        given = {name: value for name, value in asked.items() if value is not None}
-        model = build_model(SimpleNamespace(**{**self.recipe, **given}), self.classes)
+        recipe = SimpleNamespace(**self.recipe)
+        recipe.img_size, recipe.max_size = asked_size(recipe, img_size, min_size, max_size)
+        recipe.conf = recipe.conf if conf is None else conf
+        recipe.nms = recipe.nms if nms is None else nms
+        model = build_model(recipe, self.classes)
         checkpoint.load_weights(model, self.state)
         return model.eval()
 
@@ -92,18 +139,14 @@ def read(path: str | Path) -> Checkpoint:
     # Imported here because `python -m models.convert` runs that file after importing this one.
     from models.convert import open_file
 
-    return Checkpoint(*open_file(path))
+    opened = open_file(path)
+    recipe = {"max_size": 0, **opened.recipe}  # files of squares from before it was known lack it
+    return Checkpoint(opened.state, recipe, opened.classes, opened.arguments, Path(path))
 
 
-def load(
-    path: str | Path,
-    *,
-    conf: float | None = 0.3,
-    nms: float | None = 0.45,
-    img_size: int | None = None,
-) -> Detector:
-    """The trained detector in a file; see `Checkpoint.build`."""
-    return read(path).build(conf=conf, nms=nms, img_size=img_size)
+def load(path: str | Path, **asked) -> Detector:
+    """The trained detector in a file; `asked` are the keywords of `Checkpoint.build`."""
+    return read(path).build(**asked)
 
 
 def _named(table: dict, kind: str, name: str):

@@ -1,57 +1,27 @@
-"""Published checkpoints in our names, and what model they hold, read from the shapes alone.
+"""Published checkpoints in our names, and what model they hold: each family has its own file.
 
 python -m models.convert IN OUT      # writes OUT with the recipe and class names beside it
 """
 
 import argparse
-import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
+from models import yolof_names, yolox_names
 from utils import checkpoint
-from utils.classes import COCO_CLASSES
+from utils.classes import COCO_CLASSES, VOC_CLASSES
 from utils.errors import UserError
+
+FAMILIES = {"yolox": yolox_names, "yolof": yolof_names}
 
 RELEASE = "https://github.com/Megvii-BaseDetection/YOLOX/releases/download/0.1.1rc0"
 PUBLISHED = {
     f"yolox_{name}.pth": f"{RELEASE}/yolox_{name}.pth"
     for name in ("nano", "tiny", "s", "m", "l", "x", "darknet")
 }
-
-# Channels of the stem -> the one published size that has them.
-SIZES = {16: "nano", 24: "tiny", 32: "s", 48: "m", 64: "l", 80: "x"}
-
-OFFICIAL = (  # the reference keeps the backbone inside the neck
-    (r"^backbone\.(?!backbone\.)", "neck."),
-    (r"^backbone\.backbone\.", "backbone."),
-)
-
-MMDETECTION = (  # names of release 2.x, for the same network
-    (r"^backbone\.stage1\.", "backbone.dark2."),
-    (r"^backbone\.stage2\.", "backbone.dark3."),
-    (r"^backbone\.stage3\.", "backbone.dark4."),
-    (r"^backbone\.stage4\.", "backbone.dark5."),
-    (r"^neck\.reduce_layers\.0\.", "neck.lateral_conv0."),
-    (r"^neck\.reduce_layers\.1\.", "neck.reduce_conv1."),
-    (r"^neck\.top_down_blocks\.0\.", "neck.C3_p4."),
-    (r"^neck\.top_down_blocks\.1\.", "neck.C3_p3."),
-    (r"^neck\.downsamples\.0\.", "neck.bu_conv2."),
-    (r"^neck\.downsamples\.1\.", "neck.bu_conv1."),
-    (r"^neck\.bottom_up_blocks\.0\.", "neck.C3_n3."),
-    (r"^neck\.bottom_up_blocks\.1\.", "neck.C3_n4."),
-    (r"^neck\.out_convs\.", "head.stems."),
-    (r"^bbox_head\.multi_level_(cls|reg)_convs\.", r"head.\1_convs."),
-    (r"^bbox_head\.multi_level_conv_(cls|reg|obj)\.", r"head.\1_preds."),
-    (r"\.main_conv\.", ".conv1."),
-    (r"\.short_conv\.", ".conv2."),
-    (r"\.final_conv\.", ".conv3."),
-    (r"\.blocks\.", ".m."),
-    (r"\.depthwise_conv\.", ".dconv."),
-    (r"\.pointwise_conv\.", ".pconv."),
-)
 
 
 class Opened(NamedTuple):
@@ -64,69 +34,56 @@ class Opened(NamedTuple):
 
 
 def open_file(path: str | Path) -> Opened:
-    """Our checkpoints, and the published ones of YOLOX in the official and MMDetection's naming."""
+    """Our checkpoints, and the published ones of every family."""
+    return opened(read(path))
+
+
+def read(path: str | Path) -> dict:
+    """The content of a checkpoint; the error for one of a published name tells its address."""
     path = Path(path)
     if not path.exists():
         _raise_missing(path)
-    content = checkpoint.read(path)
-    state = to_ours(checkpoint.find_state(content))
+    return checkpoint.read(path)
+
+
+def opened(content: dict) -> Opened:
+    """What a checkpoint of this content is."""
+    state = checkpoint.find_state(content)
     if isinstance(content.get("recipe"), dict):
         trained = content.get("arguments", {})
         return Opened(state, content["recipe"], tuple(content["classes"]), trained)
-    recipe = recipe_of(state)
-    return Opened(state, recipe, _default_classes(len(state["head.cls_preds.0.bias"])), {})
+    meta = content["meta"] if isinstance(content.get("meta"), dict) else {}
+    state, recipe = convert(state, meta)
+    return Opened(state, recipe, class_names(state, recipe, meta), {})
 
 
-def to_ours(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under our names; names that are ours already stay."""
-    rules = ()
-    if any(name.startswith("backbone.backbone.") for name in state):
-        rules = OFFICIAL
-    elif any(name.startswith("bbox_head.multi_level_") for name in state):
-        rules = MMDETECTION
-    return {_renamed(name, rules): value for name, value in state.items()}
+def convert(state: dict[str, Tensor], meta: dict | None = None) -> tuple[dict[str, Tensor], dict]:
+    """(state under our names, what `models.build_model` must know of the model).
+
+    `meta` is what MMDetection writes beside its weights.
+    """
+    for family in FAMILIES.values():
+        found = family.convert(state, meta or {})
+        if found:
+            return found
+    names = ", ".join(list(state)[:4])
+    known = " and ".join(family.KNOWN for family in FAMILIES.values())
+    raise UserError(
+        f"these weights are of no model known here ({names}, ...); there are those of {known}, "
+        "and ours"
+    )
 
 
-def recipe_of(state: dict[str, Tensor]) -> dict:
-    """What `models.build_model` must know of the YOLOX whose state dict (our names) this is."""
-    pred, stem = "head.cls_preds.0.weight", "backbone.stem.conv.conv.weight"
-    if pred in state and "neck.out1_cbl.conv.weight" in state:
-        backbone = "darknet53"
-        options = {"depth": 1.0, "act": "lrelu", "neck": "fpn", "depthwise": False}
-        width = state[pred].shape[1] / 256
-    elif pred in state and stem in state and len(state[stem]) in SIZES:
-        backbone = f"cspdarknet-{SIZES[len(state[stem])]}"
-        blocks = {name.split(".")[3] for name in state if name.startswith("neck.C3_p4.m.")}
-        depthwise = "neck.bu_conv2.dconv.conv.weight" in state
-        options = {"depth": len(blocks) / 3, "act": "silu", "neck": "pafpn", "depthwise": depthwise}
-        width = len(state["neck.C3_n4.conv3.conv.weight"]) / 1024
-    else:
-        names = ", ".join(list(state)[:4])
-        raise UserError(
-            f"these weights are of no model known here ({names}, ...); there are those of YOLOX "
-            "nano, tiny, s, m, l, x, darknet53 in the official or MMDetection 2.x naming, and ours"
-        )
-    return {
-        "version": f"yolox-{backbone.removeprefix('cspdarknet-')}",
-        "detector": "yolox",
-        "backbone": backbone,
-        "img_size": 416 if width < 0.5 else 640,
-        "conf": 0.001,
-        "nms": 0.65,
-        "max_dets": 1000,
-        "model": {**options, "width": width},
-    }
-
-
-def _renamed(name: str, rules) -> str:
-    for pattern, replacement in rules:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def _default_classes(count: int) -> tuple[str, ...]:
-    """Published files name no classes: 80 are COCO's, others are numbered."""
-    return COCO_CLASSES if count == 80 else tuple(f"class{index}" for index in range(count))
+def class_names(state: dict[str, Tensor], recipe: dict, meta: dict) -> tuple[str, ...]:
+    """MMDetection names the classes; of other files 80 are COCO's and 20 Pascal VOC's."""
+    count = FAMILIES[recipe["detector"]].count_classes(state)
+    numbered = tuple(f"class{index}" for index in range(count))
+    dataset = meta["dataset_meta"] if isinstance(meta.get("dataset_meta"), dict) else {}
+    named = meta.get("CLASSES") or dataset.get("classes")  # releases 2 and 3
+    for names in (named if isinstance(named, list | tuple) else (), COCO_CLASSES, VOC_CLASSES):
+        if len(names) == count:
+            return tuple(map(str, names))
+    return numbered
 
 
 def _raise_missing(path: Path):

@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from models.layers import Pixels
 from utils import boxes as box_ops
 from utils.errors import UserError
-from utils.image import fit, fit_ratio
+from utils.image import fit, fit_scale, is_square, padded_hw
 
 BEFORE_NMS = 3000  # detections of an image that NMS looks at, best first; `max_dets` if more
-SIDE_MULTIPLE = 32  # pixels; what both sides of an input are a multiple of
 
 
 class Detector(nn.Module):
     """Base of all detectors. A subclass writes `loss`, and `decode` (one-stage) or `step`.
 
-    `classes` are the names; `input_hw` is the size that `detect` fits an image into; `conf`, `nms`
-    and `max_dets` are the least score, the greatest overlap and the greatest number of detections.
+    `classes` are the names; `sides` (short, long) the most that an image's measure once `detect`
+    has fitted it, equal for square inputs; `conf`, `nms` and `max_dets` the least score, the
+    greatest overlap and the greatest number of detections.
     """
 
     class_layers: tuple[str, ...] = ()  # prefixes of the weights that depend on the classes
@@ -33,14 +33,14 @@ class Detector(nn.Module):
         *,
         classes: tuple[str, ...],
         pixels: Pixels,
-        input_hw: tuple[int, int],
+        sides: tuple[int, int],
         conf: float,
         nms: float,
         max_dets: int,
     ):
         super().__init__()
         self.classes = tuple(classes)
-        self.input_hw = tuple(input_hw)
+        self.sides = tuple(sides)
         self.square = True  # as the published weights were measured; `models.optimize` pads less
         self.conf, self.nms, self.max_dets = conf, nms, max_dets
         self.reverse_channels = pixels.order == "rgb"
@@ -119,7 +119,7 @@ class Detector(nn.Module):
 
     def prepare(self, images: list[np.ndarray]) -> tuple[Tensor, Tensor]:
         """(uint8 [B, 3, H, W] on the device, sizes [B, 2]) of BGR images of any size: each fitted
-        into `input_hw`, padded to that if `square`, else to the batch's largest."""
+        into `sides`, padded to that if they and `square` say so, else to the batch's largest."""
         for image in images:
             if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3:
                 shape = list(image.shape) if isinstance(image, np.ndarray) else type(image)
@@ -127,16 +127,15 @@ class Detector(nn.Module):
                     f"detect takes an image as cv2.imread returns it, [H, W, 3], not {shape}; "
                     "imread returns None for a file that it cannot read"
                 )
-        fitted = [fit(image, self.input_hw)[0] for image in images]
-        height, width = self.input_hw
-        if not self.square:
-            height = _padded_side(image.shape[0] for image in fitted)
-            width = _padded_side(image.shape[1] for image in fitted)
+        fitted = [fit(image, self.sides)[0] for image in images]
+        sizes_hw = [image.shape[:2] for image in fitted]
+        square = self.square and is_square(self.sides)
+        height, width = self.sides if square else padded_hw(sizes_hw)
         canvas = np.zeros((len(images), height, width, 3), np.uint8)
         for place, image in zip(canvas, fitted, strict=True):
             place[: image.shape[0], : image.shape[1]] = image
         device = self.pixel_mean.device
-        sizes = torch.tensor([image.shape[:2] for image in fitted], device=device)
+        sizes = torch.tensor(sizes_hw, device=device)
         return torch.from_numpy(canvas).to(device).permute(0, 3, 1, 2), sizes
 
     def restore(self, detections: list[dict], images: list[np.ndarray]) -> list[dict]:
@@ -144,7 +143,8 @@ class Detector(nn.Module):
         restored = []
         for found, image in zip(detections, images, strict=True):
             size_hw = image.shape[:2]
-            boxes = found["boxes"] / fit_ratio(size_hw, self.input_hw)
+            boxes = found["boxes"]
+            boxes = boxes / boxes.new_tensor(fit_scale(size_hw, self.sides) * 2)
             restored.append(clipped({**found, "boxes": boxes}, torch.tensor(size_hw)))
         return restored
 
@@ -176,11 +176,6 @@ class Detector(nn.Module):
         if self.reverse_channels:
             images = images.flip(1)
         return (images - self.pixel_mean) / self.pixel_std if self.normalized else images
-
-
-def _padded_side(sides: Iterable[int]) -> int:
-    """The least multiple of SIDE_MULTIPLE that holds the longest."""
-    return -(-max(sides) // SIDE_MULTIPLE) * SIDE_MULTIPLE
 
 
 def select(

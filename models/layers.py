@@ -15,10 +15,16 @@ from utils.errors import UserError
 
 BN_EPS, BN_MOMENTUM = 1e-3, 0.03  # YOLOX's; with torch's 1e-5 the published weights go wrong
 
+IMAGENET_MEAN = (123.675, 116.28, 103.53)  # red, green, blue; 0.485, 0.456, 0.406 of 255
+IMAGENET_STD = (58.395, 57.12, 57.375)  # 0.229, 0.224, 0.225 of 255
+MEAN_COLOUR = IMAGENET_MEAN[::-1]  # of padding, in BGR: zero once normalised
+
 ACTIVATIONS = {
     "silu": lambda: nn.SiLU(),
     "relu": lambda: nn.ReLU(inplace=True),
     "lrelu": lambda: nn.LeakyReLU(0.1, inplace=True),
+    "mish": lambda: nn.Mish(),
+    "none": lambda: nn.Identity(),
 }
 
 
@@ -33,6 +39,8 @@ class Pixels(NamedTuple):
 
 
 RAW_PIXELS = Pixels("bgr", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (114.0, 114.0, 114.0))
+RGB_PIXELS = Pixels("rgb", IMAGENET_MEAN, IMAGENET_STD, MEAN_COLOUR)
+CAFFE_PIXELS = Pixels("bgr", IMAGENET_MEAN[::-1], (1.0, 1.0, 1.0), MEAN_COLOUR)
 
 
 def activation(name: str) -> nn.Module:
@@ -53,17 +61,64 @@ class StridedDepthwise(nn.Conv2d):
 
 
 class ConvBNAct(nn.Module):
-    """Convolution without bias, batch norm, activation; padding keeps the size at stride 1."""
+    """Convolution, batch norm, activation; padding keeps the size at stride 1."""
 
-    def __init__(self, cin: int, cout: int, k: int, s: int = 1, *, groups: int = 1, act: str):
+    def __init__(
+        self,
+        cin: int,
+        cout: int,
+        k: int,
+        s: int = 1,
+        *,
+        groups: int = 1,
+        dilation: int = 1,
+        bias: bool = False,
+        eps: float = BN_EPS,
+        momentum: float = BN_MOMENTUM,
+        act: str,
+    ):
         super().__init__()
         conv = StridedDepthwise if 1 < groups == cin and s > 1 else nn.Conv2d
-        self.conv = conv(cin, cout, k, s, (k - 1) // 2, groups=groups, bias=False)
-        self.bn = nn.BatchNorm2d(cout, eps=BN_EPS, momentum=BN_MOMENTUM)
+        padding = dilation * ((k - 1) // 2)
+        self.conv = conv(cin, cout, k, s, padding, dilation, groups, bias)
+        self.bn = nn.BatchNorm2d(cout, eps=eps, momentum=momentum)
         self.act = activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.bn(self.conv(x)))
+
+
+class FrozenBN(nn.BatchNorm2d):
+    """Batch norm that keeps its statistics in training too, and whose weight and bias do not
+    learn; the state dict is that of BatchNorm2d."""
+
+    def __init__(self, channels: int, *, eps: float, momentum: float):
+        super().__init__(channels, eps=eps, momentum=momentum)
+        self.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> nn.Module:
+        return super().train(False)
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """What each channel is multiplied by, and what is then added: [C], [C]."""
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        return scale, self.bias - self.running_mean * scale
+
+
+class FrozenConvBNAct(ConvBNAct):
+    """ConvBNAct with a frozen norm, which is folded into the weight at every pass: no pass over
+    the map, and nothing of it kept for the gradient."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, bias=False, **options)
+        self.bn = FrozenBN(self.bn.num_features, eps=self.bn.eps, momentum=self.bn.momentum)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, shift = self.bn.scale_and_shift()
+        conv, weight = self.conv, self.conv.weight * scale[:, None, None, None]
+        x = F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+        return self.act(x)
 
 
 class DWConv(nn.Module):

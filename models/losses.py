@@ -26,3 +26,37 @@ def soft_one_hot(labels: Tensor, values: Tensor, num_classes: int) -> Tensor:
     """labels [...], values [...] -> [..., C]: the value at the label, 0 elsewhere."""
     targets = torch.zeros(*labels.shape, num_classes, dtype=values.dtype, device=values.device)
     return targets.scatter_(-1, labels[..., None], values[..., None])
+
+
+class _SigmoidFocal(torch.autograd.Function):
+    """Keeps two tensors for the gradient, one of them bool, where autograd would keep eight."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
+        ctx.save_for_backward(logits, targets)
+        ctx.alpha, ctx.gamma = alpha, gamma
+        weight, wrong, entropy = _focal_parts(logits, targets, alpha)
+        return entropy.mul_(wrong.pow_(gamma)).mul_(weight)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor):
+        logits, targets = ctx.saved_tensors
+        weight, wrong, entropy = _focal_parts(logits, targets, ctx.alpha)
+        slope = entropy.mul_(ctx.gamma).mul_(1 - wrong).add_(wrong)
+        slope.mul_(wrong.pow_(ctx.gamma)).mul_(weight)
+        return torch.where(targets, -slope, slope).mul_(grad), None, None, None
+
+
+def _focal_parts(logits: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(weight of its kind, probability of being wrong, cross entropy), elementwise."""
+    against = torch.where(targets, -logits, logits)
+    weight = torch.where(targets, alpha, 1 - alpha)
+    return weight, against.sigmoid(), F.softplus(against)
+
+
+def sigmoid_focal(
+    logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0
+) -> Tensor:
+    """Elementwise focal loss (arXiv 1708.02002); `targets` is bool."""
+    return _SigmoidFocal.apply(logits, targets, alpha, gamma)

@@ -1,7 +1,7 @@
 """Who matches whom: pure functions on fixed slots, no gradient, no waiting for the device.
 
 B images, G ground-truth slots, N locations, K union-candidate slots, S own-candidate slots of one
-box, P positive slots, C classes.
+box, P positive slots, C classes; of anchors: M anchors, k the number that one box takes.
 """
 
 import math
@@ -11,10 +11,15 @@ import torch
 from torch import Tensor
 
 from models.anchors import Level
-from utils.boxes import iou, pairwise_iou
+from utils.boxes import iou, pairwise_iou, xyxy_to_cxcywh
 
 TOP_K = 10  # most locations one box may get (YOLOX)
 IOU_WEIGHT = 3.0  # of the overlap term beside the class term of the cost
+BACKGROUND, IGNORED = -1, -2  # anchors that learn that nothing is there, and that learn no class
+PIXEL = 2**10  # units of a distance: on a grid many are equal, and rounding must not part them
+WHOLE = 2**20  # units of an IoU of 1
+FARTHEST = 2**17  # pixels; no coordinate counts as farther (so that sums of four fit into int32)
+CHUNK = 2**21  # entries of (boxes, anchors) that are looked at together: 60 MB and more
 
 
 class Match(NamedTuple):
@@ -24,6 +29,16 @@ class Match(NamedTuple):
     gt: Tensor  # int64 [B, P]
     valid: Tensor  # bool [B, P]
     iou: Tensor  # float32 [B, P] of the prediction with its box
+
+
+class AnchorMatch(NamedTuple):
+    """Pairs of anchors and boxes; what a pair holds where it is not valid means nothing."""
+
+    anchor: Tensor  # int64 [B, P]
+    gt: Tensor  # int64 [B, P]
+    valid: Tensor  # bool [B, P], the pairs with a box loss
+    predicted: Tensor  # bool [B, P], found through a prediction, not through the anchor itself
+    owner: Tensor  # int64 [B, M], the box whose class an anchor learns, BACKGROUND or IGNORED
 
 
 @torch.no_grad()
@@ -188,3 +203,182 @@ def _settle(claimed, claims, own, own_valid, cost, num_locations: int) -> tuple[
     winner = torch.where(disputed, cheapest.gather(1, claimed), claimer)
     keep = claims & (first.gather(1, claimed) == slot)
     return keep, winner
+
+
+@torch.no_grad()
+def uniform(
+    pred: Tensor,
+    anchors: Tensor,
+    gt: Tensor,
+    valid: Tensor,
+    *,
+    topk: int,
+    pos_thresh: float,
+    ignore_thresh: float,
+    ignore_on: str,
+) -> AnchorMatch:
+    """YOLOF's (arXiv 2103.09460): each box takes the k nearest predictions and the k nearest
+    anchors, by the L1 distance of (cx, cy, w, h); ties go to the lower index.
+
+    pred [B, M, 4], anchors [M, 4], gt [B, G, 4], valid [B, G]. Pairs stand by rank, first those of
+    the predictions, then those of the anchors, box by box. Those whose anchor overlaps its box by
+    less than `pos_thresh` are not valid. An anchor's last pair decides what it learns: the class,
+    or nothing if that pair is not valid. Anchors without a pair are ignored where they, or their
+    predictions (`ignore_on`), overlap a box by more than `ignore_thresh` (0: none are).
+    """
+    num_gt, num_anchors = valid.shape[1], len(anchors)
+    if num_gt == 0:
+        return _no_match(valid, num_anchors)
+    pred = _finite(pred)
+    gt_units = _units(xyxy_to_cxcywh(gt))
+    near = [
+        _least(_distances, _units(xyxy_to_cxcywh(boxes)), gt_units, topk)
+        for boxes in (pred, anchors[None])
+    ]
+    anchor = torch.stack(near, dim=-1).permute(0, 2, 3, 1).flatten(1)  # [B, G, k, 2] -> [B, P]
+    pair = torch.arange(anchor.shape[1], device=gt.device)  # rank, then kind, then box
+    slot = (pair % num_gt).expand_as(anchor)
+    predicted = (pair // num_gt % 2 == 0).expand_as(anchor)
+    real = valid.gather(1, slot)
+    close = _overlaps(anchor, slot, anchors, gt) >= pos_thresh
+    last = _last(pair, anchor, real, num_anchors)  # [B, M]
+    learned = torch.where(close, slot, IGNORED).gather(1, last.clamp(min=0))
+    watched = pred if ignore_on == "predictions" else anchors[None]
+    over = _last_overlapping(watched, gt, valid, ignore_thresh) >= 0
+    rest = torch.where(over, IGNORED, BACKGROUND)
+    owner = torch.where(last >= 0, learned, rest)
+    return AnchorMatch(anchor, slot, real & close, predicted, owner)
+
+
+@torch.no_grad()
+def iou_topk(
+    pred: Tensor,
+    anchors: Tensor,
+    gt: Tensor,
+    valid: Tensor,
+    *,
+    topk: int,
+    pos_thresh: float,
+    ignore_thresh: float,
+    ignore_on: str,
+) -> AnchorMatch:
+    """Each box takes, of the k anchors of largest IoU, those above `pos_thresh`; see `_settled`."""
+    if valid.shape[1] == 0:
+        return _no_match(valid, len(anchors))
+    near = _least(_negative_overlaps, anchors[None], gt, topk)
+    return _settled(near, pred, anchors, gt, valid, pos_thresh, ignore_thresh, ignore_on)
+
+
+@torch.no_grad()
+def l1_topk(
+    pred: Tensor,
+    anchors: Tensor,
+    gt: Tensor,
+    valid: Tensor,
+    *,
+    topk: int,
+    pos_thresh: float,
+    ignore_thresh: float,
+    ignore_on: str,
+) -> AnchorMatch:
+    """Each box takes, of the k anchors whose corners are nearest by L1 distance, those that overlap
+    it by more than `pos_thresh`; see `_settled`."""
+    if valid.shape[1] == 0:
+        return _no_match(valid, len(anchors))
+    near = _least(_distances, _units(anchors[None]), _units(gt), topk)
+    return _settled(near, pred, anchors, gt, valid, pos_thresh, ignore_thresh, ignore_on)
+
+
+def _settled(near, pred, anchors, gt, valid, pos_thresh, ignore_thresh, ignore_on) -> AnchorMatch:
+    """One box for each anchor, the last that took it, of the candidates `near` [B, G, k].
+
+    What overlaps a box by more than `ignore_thresh` (0: nothing) is ignored: anchors box by box, so
+    that a later box erases what an earlier one took, or else predictions, before boxes take any.
+    """
+    num_gt, num_anchors = valid.shape[1], len(anchors)
+    anchor = near.transpose(1, 2).flatten(1)  # [B, P]: rank, then box
+    slot = (torch.arange(anchor.shape[1], device=gt.device) % num_gt).expand_as(anchor)
+    taken = valid.gather(1, slot) & (_overlaps(anchor, slot, anchors, gt) > pos_thresh)
+    taker = _last(slot, anchor, taken, num_anchors)  # [B, M]
+    if ignore_on == "predictions":
+        over = _last_overlapping(_finite(pred), gt, valid, ignore_thresh) >= 0
+        owner = torch.where(over & (taker < 0), IGNORED, taker)
+    else:
+        last_over = _last_overlapping(anchors[None], gt, valid, ignore_thresh)
+        owner = torch.where(last_over > taker, IGNORED, taker)
+    kept = taken & (owner.gather(1, anchor) == slot)
+    return AnchorMatch(anchor, slot, kept, torch.zeros_like(kept), owner)
+
+
+def _no_match(valid: Tensor, num_anchors: int) -> AnchorMatch:
+    """No pair, all background: valid [B, 0]."""
+    nothing = valid.long()
+    owner = nothing.new_full((len(valid), num_anchors), BACKGROUND)
+    return AnchorMatch(nothing, nothing, valid, valid, owner)
+
+
+def _finite(boxes: Tensor) -> Tensor:
+    """Predictions of which nothing is infinite: an untrained network's may be."""
+    return boxes.nan_to_num(nan=FARTHEST).clamp(-FARTHEST, FARTHEST)
+
+
+def _units(boxes: Tensor) -> Tensor:
+    """Whole units of 1 / PIXEL, int32."""
+    return (_finite(boxes) * PIXEL).round().int()
+
+
+def _least(cost, boxes: Tensor, gt: Tensor, topk: int) -> Tensor:
+    """The `topk` boxes [B or 1, M, 4] of least cost for each of gt [B, G, 4], least first, ties by
+    index: int64 [B, G, k]. `cost` gives whole numbers, int32 [B, g, M]."""
+    index = torch.arange(boxes.shape[1], device=gt.device)
+    chosen = []
+    for part in _parts(gt, boxes):
+        key = cost(boxes, part).long().mul_(2**32).add_(index)  # no two are equal
+        chosen.append(key.topk(min(topk, len(index)), dim=2, largest=False).values)
+    return torch.cat(chosen, dim=1) % 2**32
+
+
+def _parts(gt: Tensor, boxes: Tensor) -> tuple[Tensor, ...]:
+    """gt [B, G, ...] cut along G, so that no more than CHUNK pairs with boxes are alive at once."""
+    return gt.split(max(1, CHUNK // (len(gt) * boxes.shape[1])), dim=1)
+
+
+def _distances(boxes: Tensor, gt: Tensor) -> Tensor:
+    """L1 distances [B, g, M] of int32 vectors."""
+    boxes = boxes.mT.contiguous()  # [B or 1, 4, M]: twice as fast
+    first, *rest = zip(boxes.unbind(1), gt.unbind(-1), strict=True)
+    total = (first[0][:, None] - first[1][..., None]).abs_()
+    for values, wanted in rest:
+        total += (values[:, None] - wanted[..., None]).abs_()
+    return total
+
+
+def _negative_overlaps(boxes: Tensor, gt: Tensor) -> Tensor:
+    """IoU in whole units of 1 / WHOLE, below 0: int32 [B, g, M]."""
+    return pairwise_iou(gt, boxes, eps=1e-7).mul_(-WHOLE).round_().int()
+
+
+def _overlaps(anchor: Tensor, slot: Tensor, anchors: Tensor, gt: Tensor) -> Tensor:
+    """IoU of each pair's anchor with its box, [B, P]."""
+    return iou(anchors[anchor], gt.gather(1, slot[..., None].expand(-1, -1, 4)))
+
+
+def _last(value: Tensor, anchor: Tensor, counts: Tensor, num_anchors: int) -> Tensor:
+    """For each anchor the greatest value [P] or [B, P] of the pairs that count, else -1: [B, M]."""
+    spare = anchor.masked_fill(~counts, num_anchors)  # the last column takes those that do not
+    none = anchor.new_full((len(anchor), num_anchors + 1), -1)
+    return none.scatter_reduce(1, spare, value.expand_as(anchor), "amax")[:, :-1]
+
+
+def _last_overlapping(boxes: Tensor, gt: Tensor, valid: Tensor, thresh: float) -> Tensor:
+    """For each of boxes [B or 1, M, 4] the last of gt whose IoU with it is above `thresh`, else -1;
+    a `thresh` of 0 means none: int64 [B, M]."""
+    last = torch.full((len(gt), boxes.shape[1]), -1, device=gt.device)
+    if thresh == 0:
+        return last
+    slots = torch.arange(gt.shape[1], device=gt.device)
+    slots = torch.where(valid, slots, -1)[..., None]  # [B, G, 1]
+    for part, slot in zip(_parts(gt, boxes), _parts(slots, boxes), strict=True):
+        over = pairwise_iou(part, boxes, eps=1e-7) > thresh  # [B, g, M]
+        last = torch.maximum(last, torch.where(over, slot, -1).amax(1))
+    return last

@@ -85,7 +85,7 @@ class YOLOX(Detector):
         iou_loss: str = "iou",
         assign_cost: str = "iou",
         center_radius: float = 1.5,
-        input_hw: tuple[int, int] = (640, 640),
+        sides: tuple[int, int] = (640, 640),
         conf: float = 0.001,
         nms: float = 0.65,
         max_dets: int = 1000,
@@ -93,7 +93,7 @@ class YOLOX(Detector):
         super().__init__(
             classes=classes,
             pixels=backbone.pixels,
-            input_hw=input_hw,
+            sides=sides,
             conf=conf,
             nms=nms,
             max_dets=max_dets,
@@ -157,7 +157,7 @@ class YOLOX(Detector):
 
     def loss(self, images: Tensor, targets: dict, weights: dict | None = None) -> dict:
         for name in weights or {}:
-            _check_one_of("a stage's loss weight", name, tuple(LOSS_WEIGHTS))
+            _check_one_of("the loss that a stage weighs", name, tuple(LOSS_WEIGHTS))
         weights = LOSS_WEIGHTS | (weights or {})
         images = self.fill_padding(images, targets["size"])
         raw, obj, cls = self.outputs(images)

@@ -1,7 +1,6 @@
 """A set in miniature, written in every format, for the tests of the readers."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -127,13 +126,13 @@ def write_yolo(root, folders=("images/train", "images/val"), classes=("cat", "do
         (root / "classes.txt").write_text("\n".join(classes))
 
 
-def write_weight(path, classes):
+def write_weight(path, classes, version="yolox-nano"):
     """The checkpoint of an untrained model of these classes, whose scores are all about 0.5."""
-    recipe = replace(recipes.RECIPES["yolox-nano"], img_size=64)
+    recipe = recipes.with_sides(recipes.RECIPES[version], 64)
     torch.manual_seed(0)
     model = models.build_model(recipe, classes)
     for name, value in model.named_parameters():
-        if name.endswith(("preds.0.bias", "preds.1.bias")):
+        if name.endswith(("preds.0.bias", "preds.1.bias", "_pred.bias")):
             value.data.zero_()
     known = {"recipe": recipes.as_dict(recipe), "classes": list(classes)}
     checkpoint.save(path, {"model": model.state_dict(), **known})

@@ -327,8 +327,16 @@ FLAGS = [
     ("a root below a file", "train -d coco --root FILE/x", "FILE"),
     ("a VOC root below a file", "train -d voc --root FILE/x", "FILE"),
     ("a built-in set below a file", "train -d synthetic --root FILE/x", ("FILE", "--root")),
-    ("runs below a file", "train -d voc --root SET --save_folder FILE/x", ("FILE", "save_folder")),
-    ("runs in a file", "train -d voc --root SET --save_folder FILE", ("FILE", "save_folder")),
+    (
+        "runs below a file",
+        "train -v yolox-nano -d voc --root SET --save_folder FILE/x",
+        ("FILE", "save_folder"),
+    ),
+    (
+        "runs in a file",
+        "train -v yolox-nano -d voc --root SET --save_folder FILE",
+        ("FILE", "save_folder"),
+    ),
     ("no classes file", "train -d voc --root SET --classes gone.txt", "gone.txt"),
     ("an unknown data set", "train -d vocc", "'vocc'; did you mean voc"),
     ("an unknown model", "train -v yolox-nanno", "yolox-nano"),

@@ -281,7 +281,15 @@ RESUMED = [  # spoils a copy of a finished run
         ("weights, not the state", "--weight"),
     ),
     ("all of it done", lambda run: None, "--epochs"),
+    ("an earlier release's", lambda run: forget_schedule(run), ("earlier release", "--weight")),
 ]
+
+
+def forget_schedule(run):
+    """Makes the run one of before recipes had a schedule of their own."""
+    saved = torch.load(run / "last.pth", weights_only=True)
+    del saved["recipe"]["schedule"]
+    torch.save(saved, run / "last.pth")
 
 
 @table(RESUMED)

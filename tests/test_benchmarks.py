@@ -4,8 +4,11 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 import benchmark
+from benchmarks.matching import LIMITS, MATCHERS, many_inputs
+from tests.detectors import narrow_heads
 from tests.miniature import write_weight
 from utils.errors import UserError
 from utils.video import Writer
@@ -37,6 +40,33 @@ def test_step(run):
     assert len(figures) == 2
     with pytest.raises(UserError, match="yolox-nano"):
         run("step", "-v", "yolox-nanno", *ON_CPU)
+
+
+def test_step_of_another_family(run):
+    flags = ["-v", "yolof-r18-c5", "--img_size", 64, "-bs", 1, "--rounds", 1, *ON_CPU]
+    with narrow_heads():
+        lines = run("step", *flags)
+    assert "yolof-r18-c5 at 64, batch 1, 12 boxes an image, median of 1:" in lines
+
+
+def test_matching(run):
+    flags = ["-v", "yolof-r18-c5", "--size", 64, 96, "-bs", 1, "--rounds", 1, "--many", 0]
+    with narrow_heads():
+        lines = run("matching", *flags, *ON_CPU)
+    head = "yolof-r18-c5 at 64 x 96, batch 1, 8 boxes an image, float32, forward and backward, "
+    assert f"{head}median of 1:" in lines
+    names = [re.match(r"  (.*?) +[\d.]+ ms +[+-][\d.]+%", line) for line in lines]
+    names = [found.group(1) for found in names if found]
+    assert names[:2] == ["network", "network, matching, losses"]
+
+
+@pytest.mark.parametrize("name", MATCHERS)
+def test_many_objects_are_matched_at_once(name):
+    inputs = many_inputs(50, torch.device("cpu"))
+    pred, anchors, gt, valid = (list(value.shape) for value in inputs)
+    assert (pred, anchors, gt) == ([1, 100_000, 4], [100_000, 4], [1, 50, 4]) and valid == [1, 50]
+    match = MATCHERS[name](*inputs, **LIMITS)
+    assert match.valid.any(1).all() and len(match.gt[match.valid].unique()) > 40
 
 
 def test_evaluation_finds_the_numbers_of_pycocotools(run):

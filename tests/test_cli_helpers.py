@@ -9,14 +9,15 @@ from utils import cli
 from utils.errors import UserError
 
 
-def option(default, text, choices=()):
-    return field(default=default, metadata={"help": text, "choices": choices})
+def option(default, text, choices=(), **bounds):
+    return field(default=default, metadata={"help": text, "choices": choices, **bounds})
 
 
 @dataclass(frozen=True)
 class Fast:
-    depth: float = option(0.33, "depth multiplier")
-    layers: int = option(3, "number of layers")
+    depth: float = option(0.33, "depth multiplier", least=0.0, most=1.0)
+    layers: int = option(3, "number of layers", least=1)
+    reach: float = option(2.0, "reach of a layer", least=0.5)
     wide: bool = option(False, "wider convolutions")
     act: str = option("silu", "activation", ("silu", "relu"))
 
@@ -27,7 +28,12 @@ class Slow:
     rounds: int = option(3, "rounds of refinement")
 
 
-FAMILIES = {"fast": Fast, "slow": Slow}
+@dataclass(frozen=True)
+class SlowTraining:
+    pauses: tuple[int, ...] = option((), "lengths of the pauses")
+
+
+FAMILIES = {"fast": (Fast,), "slow": (Slow, SlowTraining)}
 
 
 def parse(*argv):
@@ -38,8 +44,8 @@ def parse(*argv):
     parser.add_argument("-bs", "--batch_size", type=int, metavar="N", help="images per step")
     parser.add_argument("--resume", nargs="?", const="", help="go on")
     cli.add_switch(parser, "amp", "mixed precision")
-    for family, options in FAMILIES.items():
-        cli.add_options(parser, family, options)
+    for family, kinds in FAMILIES.items():
+        cli.add_options(parser, family, kinds, "plain")
     return parser.parse_args(argv)
 
 
@@ -86,11 +92,15 @@ def test_options_of_a_family():
     assert cli.given_options(parse("--no_wide"), "fast", FAMILIES) == {"wide": False}
     assert cli.given_options(parse(), "fast", FAMILIES) == {}
     assert cli.given_options(parse("--depth", "1"), "slow", FAMILIES) == {"depth": 1.0}
+    args = parse("--rounds", "2", "--pauses", "3,5")
+    assert cli.given_options(args, "slow", FAMILIES) == {"rounds": 2, "pauses": (3, 5)}
 
 
 def test_options_of_another_family_are_refused():
     with pytest.raises(UserError, match="--rounds is an option of slow.*model is of fast"):
         cli.given_options(parse("--rounds", "2"), "fast", FAMILIES)
+    with pytest.raises(UserError, match="--pauses is an option of slow"):
+        cli.given_options(parse("--pauses", "2"), "fast", FAMILIES)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +109,14 @@ def test_options_of_another_family_are_refused():
         (["--bach_size", "8"], ["--bach_size", "did you mean --batch_size?"]),
         (["--act", "gelu"], ["--act", "gelu", "relu"]),
         (["--batch_size", "many"], ["batch_size", "many"]),
+        (["--pauses", "3,x"], ["--pauses", "3,x is not a list of whole numbers"]),
+        (["--layers", "0"], ["--layers", "0 is not a whole number of 1 or more"]),
+        (["--layers", "2.5"], ["--layers", "2.5 is not a whole number of 1 or more"]),
+        (["--depth", "1.5"], ["--depth", "1.5 is not a number from 0 to 1"]),
+        (["--depth", "-1"], ["--depth", "-1 is not a number from 0 to 1"]),
+        (["--depth", "nan"], ["--depth", "nan is not a number from 0 to 1"]),
+        (["--reach", "0.4"], ["--reach", "0.4 is not a number of 0.5 or more"]),
+        (["--reach", "inf"], ["--reach", "inf is not a number of 0.5 or more"]),
         (["--batch", "8"], ["--batch"]),  # no abbreviations: they change when a flag is added
     ],
 )
@@ -118,7 +136,8 @@ def test_help_shows_each_flag_once(capsys):
     assert "--batch_size N" in text and "--batch-size" not in text
     assert "--amp, --no_amp" in text and "{silu,relu}" in text
     assert text.count("--depth X") == 2  # usage and list
-    assert "fast (default: what the recipe says)" in text
+    assert "fast (default: what the recipe says; here plain's):" in text
+    assert "wider convolutions (off)" in text and "activation (silu)" in text
 
 
 def test_nearest_and_unknown():
@@ -251,3 +270,34 @@ def test_prepare_process():
     tiny = torch.tensor([1e-40])
     assert (tiny * 0.5).item() == 0
     torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize(
+    "argv, sides",
+    [
+        ([], (None, None, None)),
+        (["--img_size", "64"], (64, None, None)),
+        (["--min_size", "100"], (None, 100, None)),
+        (["--min-size", "800", "--max-size", "1333"], (None, 800, 1333)),
+        (["--img_size", "64", "--max_size", "100"], None),
+        (["--img_size", "64", "--min_size", "64"], None),
+    ],
+)
+def test_a_square_or_two_sides(argv, sides):
+    parser = cli.Parser(prog="test.py")
+    cli.add_weight_flags(parser, conf=0.3, required=False)
+    args = parser.parse_args(argv)
+    if sides is None:
+        with pytest.raises(UserError, match="--img_size is the side of a square.*one kind"):
+            cli.sides_of(args)
+    else:
+        names = ("img_size", "min_size", "max_size")
+        assert cli.sides_of(args) == dict(zip(names, sides, strict=True))
+
+
+def test_a_square_has_a_flag_of_its_own():
+    parser = cli.Parser(prog="test.py")
+    cli.add_size_flags(parser)
+    args = parser.parse_args(["--min_size", "96", "--max_size", "96"])
+    with pytest.raises(UserError, match="are both 96; give --img_size 96 for a square"):
+        cli.sides_of(args)

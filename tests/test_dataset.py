@@ -48,7 +48,7 @@ def one_image(path, size_hw, boxes=()):
 def make(records, **changes):
     options = {
         "transforms": build_transforms(AUGMENT, (64, 64)),
-        "fit_hw": (64, 64),
+        "sides": (64, 64),
         "seed": 5,
         "train": True,
     }
@@ -101,7 +101,7 @@ def test_one_decode_a_sample(records, monkeypatch):
 
 
 def test_choose_cache():
-    options = {"fit_hw": (10, 10), "limit": 3000}
+    options = {"sides": (10, 10), "limit": 3000}
     assert choose_cache(10, window=0, **options).whole
     assert choose_cache(11, window=0, **options) is None
     running = choose_cache(11, window=20, **options)
@@ -123,15 +123,50 @@ def test_evaluation_fits_and_goes_through_each_video_in_order(records):
     dataset = make(records, train=False, transforms=[])
     for position, index in enumerate((10, 8, 6, 4, 2, 0, 9, 7, 5, 3, 1)):
         sample = dataset[0, position, None]
-        image, ratio = fit(read_image(records.path(index)), (64, 64))
+        image, (ratio, _) = fit(read_image(records.path(index)), (64, 64))
         assert sample["indices"] == [index] and sample["image_ids"] == [100 + index]
         assert np.array_equal(sample["images"][0], image)
-        assert sample["ratios"] == [np.float32(ratio)]
+        assert np.array_equal(sample["ratios"], np.float32([[ratio, ratio]]))
         boxes = records.boxes_of(index)["boxes"] * ratio
         assert np.allclose(sample["targets"][0]["boxes"], boxes)
         assert sample["orig_sizes"] == [tuple(records.sizes[index])]
-    plain = make(records, train=False, transforms=[], fit_hw=None)[0, 2, None]
-    assert plain["images"][0].shape[:2] == tuple(records.sizes[6]) and plain["ratios"] == [1]
+    plain = make(records, train=False, transforms=[], sides=None)[0, 2, None]
+    assert plain["images"][0].shape[:2] == tuple(records.sizes[6])
+    assert np.array_equal(plain["ratios"], [[1, 1]])
+
+
+def test_images_keep_their_shape_between_two_sides(records):
+    """Each axis of the boxes is scaled as the pixels are, also where the size is drawn."""
+    sides, smaller = (48, 70), (32, 56)
+    plain = make(records, train=False, transforms=[], sides=sides)
+    drawn = make(records, transforms=[], sides=sides, shuffle=False)
+    for position in range(11):
+        sample = plain[0, position, sides]
+        [index], [image], [ratio] = sample["indices"], sample["images"], sample["ratios"]
+        (height, width), new = records.sizes[index], image.shape[:2]
+        assert np.array_equal(image, fit(read_image(records.path(index)), sides)[0])
+        assert (min(new) == 48 and max(new) <= 70) or (min(new) <= 48 and max(new) == 70)
+        assert np.allclose(ratio, (new[1] / width, new[0] / height))
+        boxes = records.boxes_of(index)["boxes"]
+        assert np.allclose(sample["targets"][0]["boxes"], boxes * np.tile(ratio, 2), atol=1e-4)
+        again = drawn[3, position, smaller]
+        assert again["indices"] == [index] and np.array_equal(again["ratios"], [ratio])
+        (height, width), less = new, again["images"][0].shape[:2]
+        assert min(less) == 32 or max(less) == 56
+        by = np.tile((less[1] / width, less[0] / height), 2) * np.tile(ratio, 2)
+        assert np.allclose(again["targets"][0]["boxes"], boxes * by, atol=1e-4)
+
+
+def test_the_shape_of_each_key_and_an_order_without_shuffling(records):
+    dataset = make(records, shuffle=False)
+    found = [dataset[0, position, None]["indices"][0] for position in range(11)]
+    assert found == [10, 8, 6, 4, 2, 0, 9, 7, 5, 3, 1] and list(dataset.order(5)) == list(range(11))
+    first = {0: 10, 1: 9}  # of each video: its frames are of one size, but not here
+    videos = [0] * 6 + [1] * 5
+    expected = [bool(np.greater(*records.sizes[first[video]])) for video in videos]
+    assert dataset.portrait().tolist() == expected
+    three = [bool(np.greater(*records.sizes[first[v]])) for v in [0] * 4 + [1] * 3]
+    assert make(records, clip=Window(3)).portrait().tolist() == three
 
 
 def test_ignored_objects(records):

@@ -6,9 +6,10 @@ import torch
 
 import models
 from models.detector import clipped, select, without_covered
-from recipes import RECIPES, with_img_size
+from recipes import RECIPES, with_sides
 from utils import boxes as box_ops
 from utils.errors import UserError
+from utils.image import fit
 
 
 def random_outputs(num_images: int, count: int, num_classes: int):
@@ -100,7 +101,7 @@ def test_clipped_leaves_out_what_lies_outside():
 
 @pytest.fixture
 def model():
-    detector = models.build_model(with_img_size(RECIPES["yolox-nano"], 64), ("a", "b"))
+    detector = models.build_model(with_sides(RECIPES["yolox-nano"], 64), ("a", "b"))
     for layer in (*detector.head.obj_preds, *detector.head.cls_preds):
         torch.nn.init.normal_(layer.bias, 0.0, 0.5)
     detector.conf, detector.nms = 0.3, 0.5
@@ -151,6 +152,24 @@ def test_square_or_least_padding(model):
     assert len(model.detect(images[0])["boxes"]) > 0
 
 
+def test_images_that_keep_their_shape(model):
+    """Padded no more than their batch needs, and boxes scaled back by each axis."""
+    model.sides = (48, 90)
+    images = [picture(60, 91), picture(30, 100)]
+    batch, sizes = model.prepare(images)
+    assert sizes.tolist() == [[48, 73], [27, 90]] and batch.shape == (2, 3, 64, 96)
+    assert torch.equal(
+        batch[0, :, :48, :73].permute(1, 2, 0), torch.tensor(fit(images[0], (48, 90))[0])
+    )
+    whole = [{"boxes": torch.tensor([[0.0, 0, w, h]])} for h, w in sizes.tolist()]
+    for found, image in zip(model.restore(whole, images), images, strict=True):
+        height, width = image.shape[:2]
+        assert torch.allclose(found["boxes"], torch.tensor([[0.0, 0, width, height]]))
+    for image in images:
+        found = model.detect(image)
+        assert len(found["boxes"]) > 0 and found["boxes"][:, 2].max() <= image.shape[1]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_padding_is_filled_alike_in_training_and_inference(model, dtype):
     images, sizes = torch.randint(0, 256, (2, 3, 64, 96)), torch.tensor([[40, 96], [64, 50]])
@@ -192,7 +211,7 @@ def test_a_file_read_once_gives_model_and_arguments(model, tmp_path):
     found = models.read(tmp_path / "w.pth")
     assert found.arguments == {"dataset": "coco"} and found.classes == ("a", "b")
     built = found.build(conf=0.2, nms=None)
-    assert (built.conf, built.nms, built.input_hw) == (0.2, RECIPES["yolox-nano"].nms, (64, 64))
+    assert (built.conf, built.nms, built.sides) == (0.2, RECIPES["yolox-nano"].nms, (64, 64))
     assert not built.training
     for one, other in zip(built.parameters(), model.parameters(), strict=True):
         assert torch.equal(one, other)

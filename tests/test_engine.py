@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from torch import nn
 import engine
 import models
 from engine import Trainer
-from recipes import RECIPES, Stage, with_epochs
+from recipes import RECIPES, Schedule, Stage, with_epochs, with_sides
+from tests.detectors import narrow_heads
 from utils import dist
 from utils.errors import DataError, UserError
 from utils.evaluator import Evaluator
@@ -25,9 +27,25 @@ from utils.log import RunLog
 SIDE, CLASSES = 64, ("a", "b")
 
 
-def small_recipe(epochs=1, **changes):
-    recipe = replace(RECIPES["yolox-nano"], img_size=SIDE, warmup=0.0, batch_size=4, **changes)
+def small_recipe(epochs=1, version="yolox-nano", **changes):
+    plan = Schedule(warmup=0.0)
+    recipe = replace(with_sides(RECIPES[version], SIDE), schedule=plan, batch_size=4, **changes)
     return with_epochs(recipe, epochs, plain=0)
+
+
+def small_yolof(loss_norm="batch", **changes):
+    """YOLOF on a light backbone, with two blocks; of its matchers one that looks at anchors alone,
+    so that rounding decides nothing."""
+    recipe = small_recipe(version="yolof-r18-c5", lr=0.01, **changes)
+    model = replace(
+        recipe.model,
+        dilations=(1, 2),
+        anchor_sizes=(16, 32),
+        anchor_offset=0.5,
+        matcher="l1_topk",
+        loss_norm=loss_norm,
+    )
+    return replace(recipe, backbone="cspdarknet-nano", model=model)
 
 
 def batch(seed: int, images: int = 4, objects: int = 3):
@@ -47,10 +65,17 @@ def batch(seed: int, images: int = 4, objects: int = 3):
         "labels": labels,
         "valid": torch.ones(images, objects, dtype=torch.bool),
         "size": torch.full((images, 2), SIDE),
-        "ratio": torch.ones(images),
+        "ratio": torch.ones(images, 2),
         "image_id": torch.arange(images),
         "files": [f"{seed}-{i}.jpg" for i in range(images)],
     }
+
+
+def uneven(seed: int):
+    """A batch whose halves differ in their number of objects, so that each has its own divisor."""
+    images, targets = batch(seed)
+    targets["valid"][:2, 1:] = False
+    return images, targets
 
 
 def halves(whole):
@@ -100,7 +125,8 @@ def frozen_norms(model: nn.Module) -> nn.Module:
 
 def build(recipe, seed=0):
     torch.manual_seed(seed)
-    return models.build_model(recipe, CLASSES)
+    with narrow_heads():
+        return models.build_model(recipe, CLASSES)
 
 
 def run(folder, recipe, batches, *, model=None, scores=None, **options):
@@ -143,9 +169,17 @@ def close(a, b, tolerance=1e-5):
         assert float((x - y).abs().max()) <= tolerance * scale
 
 
-def test_accumulation_equals_a_larger_batch():
-    whole = batch(1)
-    recipe = small_recipe()
+KINDS = {
+    "yolox": small_recipe,
+    "yolof by batch": small_yolof,
+    "yolof by image": partial(small_yolof, "image"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_accumulation_equals_a_larger_batch(kind):
+    whole = uneven(1)
+    recipe = KINDS[kind]()
     large = gradients_after(recipe, [whole], frozen_norms(build(recipe)))
     small = gradients_after(
         replace(recipe, accumulate=2), halves(whole), frozen_norms(build(recipe))
@@ -158,41 +192,52 @@ def _rank(rank, port, folder):
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
     )
     torch.set_num_threads(1)
-    recipe = replace(small_recipe(accumulate=2), batch_size=2)
-    own = [halves(batch(seed))[rank] for seed in (1, 2, 3)]
-    model = frozen_norms(build(recipe, seed=rank))  # rank 0's weights must win
-    engine.fit(
-        model,
-        recipe,
-        loaders=[Batches(own)],
-        evaluation=Scores([0.5]),
-        folder=Path(folder),
-        log=RunLog(folder, main=rank == 0),
-        device=torch.device("cpu"),
-        amp=False,
-    )
-    torch.save(model.state_dict(), f"{folder}/{rank}.pth")
+    for kind, make in KINDS.items():
+        recipe = replace(make(accumulate=2), batch_size=2)
+        own = [halves(uneven(seed))[rank] for seed in (1, 2, 3)]
+        model = frozen_norms(build(recipe, seed=rank))  # rank 0's weights must win
+        engine.fit(
+            model,
+            recipe,
+            loaders=[Batches(own)],
+            evaluation=Scores([0.5]),
+            folder=Path(folder),
+            log=RunLog(f"{folder}/{kind}", main=rank == 0),
+            device=torch.device("cpu"),
+            amp=False,
+        )
+        torch.save(model.state_dict(), f"{folder}/{kind}/{rank}.pth")
     dist.shutdown()
 
 
-def test_two_ranks_equal_one_process(tmp_path):
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """The folder with what two ranks made of each kind: their weights and their log."""
+    folder = tmp_path_factory.mktemp("two")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_rank, (port, str(tmp_path / "two")), nprocs=2)
-    recipe = small_recipe(accumulate=2)
+    for kind in KINDS:
+        (folder / kind).mkdir()
+    torch.multiprocessing.spawn(_rank, (port, str(folder)), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_equal_one_process(kind, two_ranks, tmp_path):
+    recipe = KINDS[kind](accumulate=2)
     start = build(recipe).state_dict()
     model = frozen_norms(build(recipe))
-    run(tmp_path / "one", recipe, [batch(seed) for seed in (1, 2, 3)], model=model)
+    run(tmp_path, recipe, [uneven(seed) for seed in (1, 2, 3)], model=model)
     moved = [value - start[name] for name, value in model.state_dict().items()]
     for rank in (0, 1):
-        other = torch.load(tmp_path / "two" / f"{rank}.pth")
+        other = torch.load(two_ranks / kind / f"{rank}.pth")
         close([other[name] - start[name] for name in start], moved)
     logs = [
-        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
-        for name in ("one", "two")
+        [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        for folder in (tmp_path, two_ranks / kind)
     ]
-    assert logs[0][0]["loss"] == pytest.approx(logs[1][0]["loss"], rel=0.2)  # means of means
+    assert logs[0][0]["positives"] == pytest.approx(2 * logs[1][0]["positives"], rel=0.02)
     assert [record["step"] for record in logs[0]] == [record["step"] for record in logs[1]]
 
 
@@ -231,6 +276,30 @@ def test_it_overfits_four_images(tmp_path):
     _, position = run(tmp_path, recipe, [given] * 240, scores=evaluation)
     best = torch.load(tmp_path / "best.pth", weights_only=True)["metrics"]
     assert best["AP50"] > 0.95 and best["AP"] == position.best
+
+
+def test_evaluation_scales_each_axis_back():
+    class Finder(nn.Module):
+        def predict(self, images, sizes):
+            return [{"boxes": torch.tensor([[8.0, 8, 16, 24]])} for _ in images]
+
+    class Collector:
+        def __init__(self):
+            self.found = {}
+
+        def add(self, image_ids, detections):
+            boxes = [found["boxes"].tolist() for found in detections]
+            self.found |= dict(zip(image_ids, boxes, strict=True))
+
+        def gather(self):
+            pass
+
+    images, targets = batch(0, images=2)
+    targets["ratio"] = torch.tensor([[1.0, 2.0], [0.5, 0.25]])
+    device = torch.device("cpu")
+    given = Batches([(images, targets)])
+    collector = engine.evaluate(Finder(), given, Collector(), device=device)
+    assert collector.found == {0: [[8, 4, 16, 12]], 1: [[16, 32, 32, 96]]}
 
 
 def test_the_log_holds_the_mean_of_what_was_returned(tmp_path):
@@ -349,8 +418,9 @@ class Interrupting(Batches):
             yield one
 
 
-def test_a_stopped_run_is_saved_at_the_next_update_and_goes_on_to_the_same_bits(tmp_path):
-    recipe = small_recipe(3, accumulate=2, eval_every=2, grad_clip=5.0)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stopped_run_is_saved_at_the_next_update_and_goes_on_to_the_same_bits(kind, tmp_path):
+    recipe = KINDS[kind](epochs=3, accumulate=2, eval_every=2, grad_clip=5.0)
     given, scores = [batch(i) for i in range(5)], Scores([0.1 * i for i in range(9)])
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     run(straight, recipe, given)

@@ -141,6 +141,8 @@ FLAGS = [
     ("both", "--weight x.pth --results found.json", "leave out"),
     ("a file of no set", "--results found.json", "-d voc --root"),
     ("a threshold for results", "--results found.json -d coco --conf 0.5", "--conf is for a model"),
+    ("a size for results", "--results found.json -d coco --min_size 64", "--min_size is for a"),
+    ("two kinds of size", "--weight x.pth --img_size 64 --max_size 64", "--img_size is the side"),
     ("no results", "--results nowhere.json -d coco {coco}", "nowhere.json: cannot be read"),
     ("results that are a folder", "--results images -d coco {coco}", "images: cannot be read"),
     ("a pickle", "--weight x.pth --out found.pkl", "name it found.json"),

@@ -3,9 +3,10 @@ import struct
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from utils.errors import UserError
-from utils.image import fit, fit_ratio, probe_image, read_image, reduction
+from utils.image import fit, fit_ratio, padded_hw, probe_image, read_image, reduction
 
 
 @pytest.fixture
@@ -95,18 +96,59 @@ def test_missing_and_foreign_files_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "size_hw, target_hw, expected",
+    "size_hw, side, expected",
     [
-        ((427, 640), (416, 416), (277, 416)),
-        ((427, 640), (352, 480), (320, 480)),
-        ((300, 1246), (640, 640), (154, 639)),  # truncated as the published weights expect
-        ((1, 500), (20, 20), (1, 20)),
+        ((427, 640), 416, (277, 416)),
+        ((640, 427), 480, (480, 320)),
+        ((300, 1246), 640, (154, 639)),  # truncated as the published weights expect
+        ((1, 500), 20, (1, 20)),
     ],
 )
-def test_fit_truncates(size_hw, target_hw, expected):
-    image, ratio = fit(np.zeros((*size_hw, 3), np.uint8), target_hw)
+def test_a_square_truncates(size_hw, side, expected):
+    picture = np.random.default_rng(0).integers(0, 256, (*size_hw, 3), np.uint8)
+    image, scale = fit(picture, (side, side))
     assert image.shape[:2] == expected
-    assert ratio == fit_ratio(size_hw, target_hw)
+    assert scale == (fit_ratio(size_hw, (side, side)),) * 2 == (side / max(size_hw),) * 2
+    plain = cv2.resize(picture, expected[::-1], interpolation=cv2.INTER_LINEAR)
+    assert np.array_equal(image, plain)
+
+
+@pytest.mark.parametrize(
+    "size_hw, expected",
+    [
+        ((480, 640), (800, 1067)),  # 1066.67 is rounded
+        ((640, 427), (1199, 800)),  # 1199.06
+        ((427, 640), (800, 1199)),
+        ((333, 500), (800, 1201)),
+        ((375, 1242), (402, 1333)),  # the longest side decides: 402.47
+        ((2000, 3000), (800, 1200)),
+        ((1333, 800), (1333, 800)),
+        ((1, 5000), (1, 1333)),
+    ],
+)
+def test_two_sides_keep_the_shape(size_hw, expected):
+    """As detectron2 and cvpods size the inputs of the published weights."""
+    image, scale = fit(np.zeros((*size_hw, 3), np.uint8), (800, 1333))
+    assert image.shape[:2] == expected
+    assert scale == (expected[1] / size_hw[1], expected[0] / size_hw[0])
+
+
+def test_what_keeps_its_shape_shrinks_antialiased():
+    """As Pillow does it; what grows is bilinear as ever."""
+    stripes = np.zeros((1700, 1600, 3), np.uint8)
+    stripes[::2] = 255
+    stripes[:, 800:] //= 3
+    shrunk, _ = fit(stripes, (800, 1333))
+    pillow = np.asarray(Image.fromarray(stripes).resize((800, 850), Image.Resampling.BILINEAR))
+    assert np.abs(shrunk.astype(int) - pillow).max() <= 1
+    assert np.abs(fit(stripes, (850, 850))[0].astype(int) - pillow).max() > 20
+    grown = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    plain = cv2.resize(grown, (120, 80), interpolation=cv2.INTER_LINEAR)
+    assert np.array_equal(fit(grown, (80, 200))[0], plain)
+
+
+def test_a_batch_holds_the_largest():
+    assert padded_hw([(20, 30), (33, 10)]) == [64, 32] and padded_hw([(800, 1333)]) == [800, 1344]
 
 
 @pytest.mark.parametrize("size_hw, reduce", [((4, 10000), 4), ((10000, 1), 1), ((10000, 9), 8)])

@@ -12,7 +12,7 @@ import torch
 import models
 from benchmarks import flops, inference
 from benchmarks.turns import alternate, in_turn
-from recipes import RECIPES, with_img_size
+from recipes import RECIPES, with_sides
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,7 +42,7 @@ def test_operations_are_the_published_ones(name, gflops):
 
 def test_our_side_is_detect_in_three_parts():
     torch.manual_seed(0)
-    model = models.build_model(with_img_size(RECIPES["yolox-nano"], 64), ("a", "b"))
+    model = models.build_model(with_sides(RECIPES["yolox-nano"], 64), ("a", "b"))
     for layer in (*model.head.obj_preds, *model.head.cls_preds):
         torch.nn.init.normal_(layer.bias, 0.0, 0.5)
     model.eval().conf = 0.3

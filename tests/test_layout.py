@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("benchmarks", "cuda_ops", "data", "docs", "models", "tests", "utils")
+FOLDERS = ("benchmarks", "cuda_ops", "data", "docs", "models", "recipes", "tests", "utils")
 ENTRIES = ("train", "eval", "test", "demo", "pretrain", "export", "benchmark")
 BANNED_NAMES = ("misc", "helpers", "common", "tools", "base_utils")
 MAY_PRINT = ("utils/log.py", "cuda_ops/setup.py")  # and tests, and what is run as a command
@@ -22,7 +22,7 @@ ARROWS = {
     "benchmarks": {"engine", "recipes", "models", "data", "utils", "benchmarks"},
     "docs": {"engine", "recipes", "models", "data", "utils"},
     "engine": {"utils"},
-    "recipes": set(),
+    "recipes": {"recipes"},
     "models": {"models", "cuda_ops", "utils"},
     "data": {"data", "utils"},
     "utils": {"utils"},

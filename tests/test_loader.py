@@ -8,14 +8,19 @@ import numpy as np
 import pytest
 import torch
 
+import engine
+import models
 from data.builder import Builder
 from data.clips import Window
 from data.faults import Faults
-from data.loader import build_loader, collate
-from recipes import Augment
-from utils.errors import UserError
+from data.loader import build_loader, collate, grouped
+from recipes import RECIPES, Augment, Schedule, with_epochs, with_sides
+from tests.detectors import narrow_heads
+from utils.errors import DataError, UserError
+from utils.log import RunLog
 
-SIZE = 64, 96
+SIZE = 64, 64
+SHAPED = 48, 80  # short and longest side: images keep their shape
 
 AUGMENT = Augment(mosaic=0.7, mixup=0.5, mosaic_scale=(0.5, 1.5))
 
@@ -35,10 +40,15 @@ def records(tmp_path):
     return builder.records()
 
 
+def stills(records):
+    """The set without its video, so that each image has a shape of its own."""
+    return replace(records, video=np.full_like(records.video, -1))
+
+
 def make(records, **changes):
     options = {
         "train": True,
-        "size_hw": SIZE,
+        "sides": SIZE,
         "batch_size": 2,
         "num_workers": 0,
         "seed": 3,
@@ -74,7 +84,7 @@ def sample(counts, ignored=(), size_hw=(20, 30)):
         "images": [np.full((*size_hw, 3), 9, np.uint8) for _ in counts],
         "targets": targets,
         "orig_sizes": [(40, 60)] * len(counts),
-        "ratios": [0.5] * len(counts),
+        "ratios": [(0.5, 0.25)] * len(counts),
         "image_ids": list(range(len(counts))),
         "files": [f"{k}.jpg" for k in range(len(counts))],
         "videos": [2] * len(counts),
@@ -95,7 +105,8 @@ def test_collate():
     assert targets["ignore_valid"].tolist() == [[True], [False]]
     assert targets["size"].tolist() == [[20, 30], [33, 10]]
     assert targets["orig_size"].tolist() == [[40, 60], [40, 60]]
-    assert targets["ratio"].tolist() == [0.5, 0.5] and targets["ratio"].dtype == torch.float32
+    assert targets["ratio"].tolist() == [[0.5, 0.25]] * 2
+    assert targets["ratio"].dtype == torch.float32
     assert targets["image_id"].tolist() == [0, 0] and targets["files"] == ["0.jpg", "0.jpg"]
 
 
@@ -112,7 +123,7 @@ def test_collate_clips():
     assert images.shape == (2, 2, 3, 40, 48) and targets["boxes"].shape == (2, 2, 4, 4)
     assert targets["valid"].sum(-1).tolist() == [[1, 4], [0, 2]]
     assert targets["size"].shape == targets["orig_size"].shape == (2, 2, 2)
-    assert targets["ratio"].shape == (2, 2)
+    assert targets["ratio"].shape == (2, 2, 2)
     assert targets["video"].tolist() == [[2, 2]] * 2 and targets["frame"].tolist() == [[0, 1]] * 2
     assert targets["new_video"].tolist() == [[True, False]] * 2 and targets["roles"] == ["key"] * 2
     assert (
@@ -193,7 +204,7 @@ def test_evaluation_sees_each_image_once(records):
 
 
 def test_scales(records):
-    scales = [(64, 96), (32, 64), (96, 128)]
+    scales = [(64, 64), (32, 32), (96, 96)]
     options = {"scales": scales, "scale_every": 2, "augment": replace(AUGMENT, mosaic=1.0)}
     loader = make(records, **options)
     sizes = [tuple(i.shape[2:]) for e in range(4) for i, _ in loader.batches(e)]
@@ -203,6 +214,146 @@ def test_scales(records):
     assert [tuple(i.shape[2:]) for i, _ in again.batches(2, first=3)] == sizes[15:18]
     _, targets = next(loader.batches(0))
     assert targets["size"].tolist() == [list(sizes[0])] * 2
+
+
+def test_a_shorter_side_keeps_the_longest(records):
+    options = {"sides": SHAPED, "augment": Augment(shift=4), "scale_every": 1}
+    loader = make(records, scales=[(32, 80), (48, 80)], **options)
+    shorts = set()
+    for epoch in range(4):
+        for images, targets in loader.batches(epoch):
+            sizes = targets["size"]
+            shorts |= set(sizes.min(dim=1).values.tolist())
+            largest = -(-sizes.max(dim=0).values // 32) * 32
+            assert list(images.shape[2:]) == largest.tolist() and sizes.max() <= 80
+    assert shorts >= {32, 48} and max(shorts) == 48
+
+
+def orientations(loader, epoch):
+    """Of each batch, whether its images are higher than wide."""
+    found = []
+    for _, targets in loader.batches(epoch):
+        found.append((targets["size"][:, 0] > targets["size"][:, 1]).tolist())
+    return found
+
+
+def test_batches_of_one_orientation(records):
+    options = {"sides": SHAPED, "augment": Augment()}
+    portrait = (records.sizes[:, 0] > records.sizes[:, 1]).tolist()
+    assert 3 <= sum(portrait) <= 10
+    several = make(stills(records), **options, num_workers=2)
+    files = []
+    for epoch in range(3):
+        first, *others = orientations(several, epoch)
+        assert len(others) == 5 and all(len(set(batch)) == 1 for batch in others)
+        files.append([n for _, targets in several.batches(epoch) for n in targets["files"]])
+        assert len(set(files[-1])) == 12
+    assert files[0] != files[1]
+    tail = [n for _, targets in several.batches(2, first=4) for n in targets["files"]]
+    assert tail == files[2][8:]
+    several.close()
+    shared = [make(stills(records), **options, batch_size=1, rank=r, world=2) for r in (0, 1)]
+    parts = [[t["files"][0] for _, t in loader.batches(1)] for loader in shared]
+    assert [name for pair in zip(*parts, strict=True) for name in pair] == files[1]
+
+
+def test_grouped_takes_the_head_of_the_order():
+    rng = np.random.default_rng(0)
+    for total in (1, 2, 5, 8):
+        for rare in (0.0, 0.1, 0.5, 1.0):
+            portrait = rng.random(37) < rare
+            sequence = grouped(portrait, total)
+            whole = 37 // total * total
+            assert sorted(sequence.tolist()) == list(range(whole))
+            batches = portrait[sequence].reshape(-1, total)
+            pure = (batches == batches[:, :1]).all(axis=1)
+            assert pure[1:].all()
+            if not pure[0]:  # first those of one orientation, then those of the other
+                assert (np.diff(batches[0].astype(int)) >= 0).all()
+            ends = sequence.reshape(-1, total)[1:, -1]
+            assert (np.diff(ends) > 0).all()
+
+
+class Watched:
+    """A loader that writes down the files of its batches, and ends with an error before one."""
+
+    def __init__(self, loader, seen, end=None):
+        self.loader, self.seen, self.end = loader, seen, end
+        self.per_epoch = loader.per_epoch
+
+    def batches(self, epoch, first=0):
+        for step, (images, targets) in enumerate(self.loader.batches(epoch, first), first):
+            if (epoch, step) == self.end:
+                raise DataError("a bad file")
+            self.seen.append((epoch, step, *targets["files"]))
+            yield images, targets
+
+    def close(self):
+        self.loader.close()
+
+
+class NoScores:
+    def __call__(self, _model, _stop):
+        return self
+
+    def compute(self):
+        return {"AP": 0.0, "AP50": 0.0}
+
+
+def test_batches_of_one_orientation_go_on_within_an_epoch(records, tmp_path):
+    """The whole way: a run of the engine that ends in the middle is resumed, to the same bits."""
+    recipe = with_epochs(with_sides(RECIPES["yolof-r18-c5"], *SHAPED), 2)
+    recipe = replace(recipe, backbone="cspdarknet-nano", schedule=Schedule(warmup=0.0))
+
+    def run(name, end=None, saved=None):
+        with narrow_heads():
+            torch.manual_seed(0)
+            model = models.build_model(recipe, records.classes)
+        seen, log = [], RunLog(tmp_path / name)
+        loader = Watched(make(stills(records), sides=SHAPED, augment=Augment()), seen, end)
+        try:
+            engine.fit(
+                model,
+                recipe,
+                loaders=[loader],
+                evaluation=NoScores(),
+                folder=tmp_path / name,
+                log=log,
+                device=torch.device("cpu"),
+                amp=False,
+                saved=saved,
+            )
+        finally:
+            loader.close()
+            log.close()
+        return seen, model.state_dict()
+
+    seen, weights = run("straight")
+    assert len(seen) == 12
+    with pytest.raises(DataError):
+        run("stopped", end=(1, 3))
+    saved = torch.load(tmp_path / "stopped" / "last.pth", weights_only=True)
+    assert (saved["position"]["epoch"], saved["position"]["step"]) == (1, 3)
+    rest, resumed = run("stopped", saved=saved)
+    assert rest == seen[9:]
+    assert all(torch.equal(resumed[name], value) for name, value in weights.items())
+
+
+def test_evaluation_takes_one_orientation_after_the_other(records):
+    options = {"sides": SHAPED, "train": False, "augment": None, "batch_size": 4}
+    loaders = [make(stills(records), rank=r, world=2, **options) for r in (0, 1)]
+    for loader in loaders:
+        found = [shape for batch in orientations(loader, 0) for shape in batch]
+        assert found == sorted(found) and len(set(found)) == 2
+    ids = [i for loader in loaders for _, t in loader.batches(0) for i in t["image_id"].tolist()]
+    assert sorted(ids) == records.image_ids.tolist()
+
+
+def test_without_shuffling_each_epoch_is_the_sets_order(records):
+    loader = make(stills(records), shuffle=False, augment=Augment())
+    for epoch in (0, 4):
+        files = [name for _, targets in loader.batches(epoch) for name in targets["files"]]
+        assert files == list(records.files)[:12]
 
 
 def test_clips(records):

@@ -1,7 +1,10 @@
 """The battery that every detector passes, on the smallest model of each family; sizes of all."""
 
 import copy
+import functools
+import inspect
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,14 +14,26 @@ from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
 import models
-from models.layers import Focus, SPPBottleneck, fuse
-from models.yolox import decode_cxcywh, encode_cxcywh
+from models.layers import fuse
 from recipes import RECIPES
+from tests.detectors import CLASSES, SIZE, batch, build, settled
 from utils.errors import UserError
 
-SMALLEST = {"yolox": "yolox-nano"}  # of each family of DETECTORS
-CLASSES = ("disc", "square", "cross")
-SIZE = 64
+
+class Family(NamedTuple):
+    """What the battery must know of a family."""
+
+    smallest: str
+    terms: tuple[str, ...]  # that the loss is the sum of
+    background: str  # the one that images without objects have
+    weights: dict[str, float]  # that a stage may ask for
+
+
+FAMILIES = {
+    "yolof": Family("yolof-r18-c5", ("cls", "box"), "cls", {"box": 2.0}),
+    "yolox": Family("yolox-nano", ("iou", "obj", "cls", "l1"), "obj", {"l1": 1.0}),
+}
+SMALLEST = {family: known.smallest for family, known in FAMILIES.items()}
 
 # parameters, tensors of the state dict, batch norms, parameters of the backbone; 80 classes
 COUNTS = {
@@ -29,60 +44,69 @@ COUNTS = {
     "yolox-l": (54_208_895, 750, 122, 27_075_968),
     "yolox-x": (99_071_455, 894, 146, 50_301_600),
     "yolox-darknet53": (63_724_767, 528, 85, 52_651_744),
+    "yolof-r18-c5": (31_048_169, 266, 40, 11_176_512),
+    "yolof-r18-dc5": (31_439_934, 266, 40, 11_176_512),
+    "yolof-r50-c5": (44_166_121, 464, 73, 23_508_032),
+    "yolof-r50-dc5": (44_557_886, 464, 73, 23_508_032),
+    "yolof-r101-c5": (63_158_249, 770, 124, 42_500_160),
+    "yolof-r101-dc5": (63_550_014, 770, 124, 42_500_160),
+    "yolof-x101-c5": (102_064_361, 770, 124, 81_406_272),
+    "yolof-cspdarknet53-c5": (47_874_313, 662, 104, 26_617_184),
+    "yolof-cspdarknet53-dc5": (48_266_078, 662, 104, 26_617_184),
 }
+LOCATIONS = {"c5": 2 * 3 * 5, "dc5": 4 * 6 * 6}  # of YOLOF in 64 x 96 pixels, by stride
+YOLOX_LOCATIONS = 8 * 12 + 4 * 6 + 2 * 3
 
 
 def count(module):
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def build(name, classes=CLASSES, **options):
-    recipe = RECIPES[name]
-    recipe = replace(recipe, img_size=SIZE, model=replace(recipe.model, **options))
-    return models.build_model(recipe, classes)
+def trainable(model):
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+@functools.cache
+def kept(name):
+    torch.manual_seed(0)
+    return settled(name)
 
 
 @pytest.fixture(params=sorted(models.DETECTORS))
-def model(request):
+def family(request):
+    return FAMILIES[request.param]
+
+
+@pytest.fixture
+def model(family):
     """The smallest detector of a family, with statistics of a batch and scores to speak of."""
-    detector = build(SMALLEST[request.param])
-    for layer in detector.head.obj_preds, detector.head.cls_preds:
-        for conv in layer:
-            nn.init.normal_(conv.bias, -1.0, 0.5)
-    detector.conf = 0.05
-    with torch.no_grad():
-        for _ in range(20):
-            detector.train()(*batch())
-    return detector
+    return copy.deepcopy(kept(family.smallest))
 
 
-def batch(num=2, size=SIZE, boxes=True, content=(SIZE, SIZE - 12)):
-    images = torch.randint(0, 256, (num, 3, size, size), dtype=torch.uint8)
-    gt = torch.tensor([[8.0, 8, 40, 40], [20, 12, 26, 30], [0, 0, 0, 0]]).repeat(num, 1, 1)
-    targets = {
-        "boxes": gt,
-        "labels": torch.tensor([[0, 2, 0]]).repeat(num, 1),
-        "valid": torch.tensor([[True, True, False]]).repeat(num, 1),
-        "size": torch.tensor([content] * num),
-    }
-    if not boxes:
-        for key in ("boxes", "labels", "valid"):
-            targets[key] = targets[key][:, :0]
-    return images, targets
-
-
-def assert_same(found, expected, atol=1e-3):
+def assert_same(found, expected, rtol=1e-5, atol=1e-3):
+    """Boxes within `atol` pixels and `rtol` of their coordinates."""
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         assert one.keys() == other.keys() == {"boxes", "scores", "labels"}
         assert torch.equal(one["labels"], other["labels"])
         assert torch.allclose(one["scores"], other["scores"], atol=1e-5)
-        assert torch.allclose(one["boxes"], other["boxes"], atol=atol)
+        assert torch.allclose(one["boxes"], other["boxes"], rtol=rtol, atol=atol)
+
+
+def assert_finite_gradients(model):
+    assert [name for name, p in trainable(model).items() if p.grad is None] == []
+    assert all(p.grad.isfinite().all() for p in trainable(model).values())
+
+
+# ---- every model and backbone ----
 
 
 def test_a_smallest_model_is_named_for_each_family():
     assert SMALLEST.keys() == models.DETECTORS.keys()
     assert {RECIPES[name].detector for name in SMALLEST.values()} == SMALLEST.keys()
+    for family, name in SMALLEST.items():
+        of_family = [other for other in COUNTS if RECIPES[other].detector == family]
+        assert COUNTS[name] == min(COUNTS[other] for other in of_family)
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
@@ -94,62 +118,104 @@ def test_counts_and_shapes(name):
         assert sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == COUNTS[name][2]
         assert count(model.backbone) == COUNTS[name][3]
         boxes, scores = model.eval().decode(torch.empty(2, 3, 64, 96))
-    assert boxes.shape == (2, 8 * 12 + 4 * 6 + 2 * 3, 4)
-    assert scores.shape == (2, 8 * 12 + 4 * 6 + 2 * 3, 80)
+    locations = LOCATIONS.get(name.split("-")[-1], YOLOX_LOCATIONS)
+    assert boxes.shape == (2, locations, 4) and scores.shape == (2, locations, 80)
 
 
-@pytest.mark.parametrize("name", sorted(models.BACKBONES))
-def test_backbone_interface(name):
+def test_as_many_parameters_learn_as_in_the_paper():
+    for name, millions in (("yolof-r50-c5", 43.89), ("yolox-s", 8.97)):
+        with torch.device("meta"):
+            model = models.build_model(RECIPES[name], [str(index) for index in range(80)])
+        learnt = sum(p.numel() for p in trainable(model).values())
+        assert round(learnt / 1e6, 2) == millions
+
+
+@pytest.mark.parametrize(
+    ("name", "dc5"),
+    [
+        (name, dc5)
+        for name, backbone in models.BACKBONES.items()
+        for dc5 in (False, True)
+        if not dc5 or "dc5" in backbone.takes
+    ],
+)
+def test_backbone_interface(name, dc5):
+    build_backbone, takes = models.BACKBONES[name]
+    assert set(takes) <= inspect.signature(build_backbone).parameters.keys()
     with torch.device("meta"):
-        backbone = models.BACKBONES[name]()
+        backbone = build_backbone(**({"dc5": True} if dc5 else {}))
         maps = backbone(torch.empty(1, 3, 64, 96))
     assert [x.shape[1] for x in maps] == list(backbone.channels)
+    assert list(backbone.strides) == [8, 16, 16 if dc5 else 32]
     assert [(64 // x.shape[2], 96 // x.shape[3]) for x in maps] == [
         (s, s) for s in backbone.strides
     ]
     assert backbone.pixels.order in ("bgr", "rgb")
+    everything = dict(backbone.named_parameters())
+    assert len(trainable(backbone)) == len(everything)
+    if "frozen" in takes:
+        with torch.device("meta"):
+            assert 0 < len(trainable(build_backbone(frozen=True))) < len(everything)
 
 
-def test_batch_norm_is_yoloxs_and_predictions_begin_at_the_prior():
-    model = build("yolox-nano")
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert {(norm.eps, norm.momentum) for norm in norms} == {(1e-3, 0.03)}
-    for conv in (*model.head.cls_preds, *model.head.obj_preds):
-        assert conv.bias.sigmoid().tolist() == pytest.approx([0.01] * len(conv.bias))
+def test_models_that_cannot_be_built():
+    recipe = RECIPES["yolox-nano"]
+    with pytest.raises(UserError, match="no backbone 'resnet'; there are cspdarknet-nano, "):
+        models.build_model(replace(recipe, backbone="resnet"), CLASSES)
+    with pytest.raises(UserError, match="no detector 'yolo'; there are yolof, yolox"):
+        models.build_model(replace(recipe, detector="yolo"), CLASSES)
+    with pytest.raises(UserError, match="darknet53 has no dilated last stage .*--dc5"):
+        models.build_model(replace(RECIPES["yolof-r50-dc5"], backbone="darknet53"), CLASSES)
 
 
 # ---- the battery ----
 
 
-@pytest.mark.parametrize("weights", [{}, {"l1": 1.0}])
-def test_loss_is_finite_and_reaches_every_parameter(model, weights):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_loss_is_finite_and_reaches_every_parameter(family, model, weighted):
+    weights = family.weights if weighted else {}
     losses, state = model.train()(*batch(), weights=weights)
     assert state is None
     losses["loss"].backward()
     assert losses["loss"].isfinite()
-    missing = [name for name, p in model.named_parameters() if p.grad is None]
-    assert missing == []
-    assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert_finite_gradients(model)
     assert not any(value.requires_grad for name, value in losses.items() if name != "loss")
-    terms = sum(losses[name] for name in ("iou", "obj", "cls", "l1"))
+    terms = sum(losses[name] for name in family.terms)
     assert losses["loss"].item() == pytest.approx(terms.item(), rel=1e-5)
-    assert (losses["l1"] > 0) == bool(weights)
-    assert losses["per_object"] == losses["positives"] / 4
+    assert {"loss", "divisor", "positives", "per_object", *family.terms} <= losses.keys()
 
 
-def test_images_without_objects(model):
-    losses, _ = model.train()(*batch(boxes=False), weights={"l1": 1.0})
-    losses["loss"].backward()
-    assert losses["loss"].isfinite() and losses["loss"] == losses["obj"]
-    assert losses["positives"] == losses["per_object"] == 0
-    assert all(p.grad is not None for p in model.parameters())
+@torch.no_grad()
+def test_a_stages_weights_count(family, model):
     images, targets = batch()
-    targets["valid"] = torch.tensor([[False] * 3, [True, False, False]])
+    (name, weight), *_ = family.weights.items()
+    one, two = (model.eval().loss(images, targets, {name: weight * n}) for n in (1, 2))
+    assert two[name].item() == pytest.approx(2 * one[name].item(), rel=1e-5)
+    assert one[name] > 0
+    for term in set(family.terms) - {name}:
+        assert one[term] == two[term]
+    with pytest.raises(UserError, match=f"'l2'; it can be {', '.join(family.terms)}"):
+        model.loss(images, targets, {"l2": 1.0})
+
+
+def test_images_without_objects(family, model):
+    images, targets = batch()
+    empty = {**targets, "valid": torch.zeros_like(targets["valid"])}
+    for nothing in (batch(boxes=False), (images, empty)):
+        model.zero_grad()
+        losses, _ = model.train()(*nothing, weights=family.weights)
+        losses["loss"].backward()
+        assert losses["loss"].isfinite() and losses["loss"] == losses[family.background] > 0
+        assert losses["positives"] == losses["per_object"] == losses["divisor"] == 0
+        assert_finite_gradients(model)
+        assert [len(image["gt"]) for image in model.positives(*nothing)] == [0, 0]
+    targets["valid"] = torch.tensor([[False] * 4, [False, True, False, False]])
     losses, _ = model(images, targets)
     assert losses["loss"].isfinite() and losses["positives"] > 0
 
 
-def test_padding_slots_of_boxes_change_nothing(model):
+@torch.no_grad()
+def test_empty_slots_change_nothing(model):
     images, targets = batch()
     one, _ = model.train()(images, targets)
     padded = {**targets, "boxes": torch.cat((targets["boxes"], torch.full((2, 5, 4), 1e9)), 1)}
@@ -178,7 +244,10 @@ def test_what_lies_in_the_padding_does_not_matter(model):
     other[..., SIZE - 12 :] = 7
     sizes = targets["size"]
     assert_same(model.eval().predict(images, sizes), model.predict(other, sizes))
-    assert (model.fill_padding(images, sizes)[..., SIZE - 12 :] == 114).all()
+    filled = model.fill_padding(images, sizes)[..., SIZE - 12 :]
+    assert torch.equal(filled, model.pixel_padding.expand_as(filled))
+    # Padding is neutral: zero, unless pixels are not normalised.
+    assert model.normalize(filled).abs().max() < 1e-5 or not model.normalized
 
 
 @torch.no_grad()
@@ -203,23 +272,23 @@ def test_interleaved_videos_equal_separate_ones(model):
             assert_same(found, together[at][rows])
 
 
-def test_state_dict_round_trip(model):
-    other = build(SMALLEST["yolox"])
+@torch.no_grad()
+def test_state_dict_round_trip(family, model):
+    other = build(family.smallest)
     other.load_state_dict(model.state_dict())
     images, targets = batch()
     other.conf = model.conf
-    with torch.no_grad():
-        found = model.eval().predict(images, targets["size"])
-        assert_same(other.eval().predict(images, targets["size"]), found, atol=0)
+    found = model.eval().predict(images, targets["size"])
+    assert_same(other.eval().predict(images, targets["size"]), found, rtol=0, atol=0)
 
 
-def test_seeds_repeat():
+def test_seeds_repeat(family):
     def run():
         torch.manual_seed(3)
-        model = build("yolox-nano").train()
+        model = build(family.smallest).train()
         losses, _ = model(*batch())
         losses["loss"].backward()
-        return losses["loss"], model.head.reg_preds[0].weight.grad
+        return [losses["loss"], *(p.grad for p in trainable(model).values())]
 
     for one, other in zip(run(), run(), strict=True):
         assert torch.equal(one, other)
@@ -227,10 +296,13 @@ def test_seeds_repeat():
 
 def test_detect_gives_boxes_in_the_images_own_pixels(model):
     image = np.random.default_rng(0).integers(0, 256, (100, 150, 3), dtype=np.uint8)
-    found = model.eval().detect(image)
-    assert found.keys() == {"boxes", "scores", "labels"}
-    assert len(found["boxes"]) > 0 and found["boxes"][:, 2].max() > SIZE
-    assert (found["boxes"][:, [0, 2]] <= 150).all() and (found["boxes"][:, [1, 3]] <= 100).all()
+    for sides in ((SIZE, SIZE), (SIZE, 80)):
+        model.sides = sides
+        found = model.eval().detect(image)
+        assert found.keys() == {"boxes", "scores", "labels"}
+        assert len(found["boxes"]) > 0 and found["boxes"][:, 2].max() > max(sides)
+        assert (found["boxes"][:, [0, 2]] <= 150).all()
+        assert (found["boxes"][:, [1, 3]] <= 100).all()
 
 
 def test_positives_are_what_the_loss_counts(model):
@@ -240,27 +312,51 @@ def test_positives_are_what_the_loss_counts(model):
     assert model.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     losses = model.eval().loss(images, targets)
-    assert sum(len(image["gt"]) for image in shown) == losses["positives"] > 0
+    assert sum(len(image["gt"]) for image in shown) == losses["per_object"] * 6
+    assert losses["positives"] > 0
     for image in shown:
         gt = targets["boxes"][0][image["gt"]]
         center = (gt[:, :2] + gt[:, 2:]) / 2
         assert (image["points"] - center).abs().max() < 1.5 * 32
+        assert set(image["strides"].tolist()) <= set(model.strides)
 
 
+@torch.no_grad()
 def test_fused_equals_unfused(model):
     images, targets = batch()
     images = model.eval().fill_padding(images, targets["size"])
     fused = fuse(model)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
     assert any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
-    with torch.no_grad():
-        for one, other in zip(model.decode(images), fused.decode(images), strict=True):
-            assert torch.allclose(one, other, rtol=1e-3, atol=1e-3)
+    for one, other in zip(model.decode(images), fused.decode(images), strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-3)
 
 
-def test_loss_does_not_wait_for_the_device():
+@torch.no_grad()
+def test_detections_are_some_of_what_decode_gives(model):
+    images, targets = batch()
+    filled = model.eval().fill_padding(images, targets["size"])
+    boxes, scores = model.decode(filled)
+    found, state = model.step(images, targets["size"])
+    assert state is None
+    for image, one in enumerate(found):
+        assert len(one["boxes"]) > 0
+        for box, score, label in zip(*one.values(), strict=True):
+            near = (scores[image, :, label] - score).abs() < 1e-6
+            assert near.any() and (boxes[image, near] - box).abs().amax(1).min() < 1e-3
+
+
+@torch.no_grad()
+def test_channels_last_and_contiguous_agree(model):
+    images, targets = batch()
+    one = model.eval().loss(images, targets)["loss"]
+    other = model.to(memory_format=torch.channels_last).loss(images, targets)["loss"]
+    assert torch.allclose(one, other, rtol=1e-4)
+
+
+def test_loss_does_not_wait_for_the_device(family):
     with FakeTensorMode():
-        model = build("yolox-nano").train()
+        model = build(family.smallest).train()
         images = torch.empty(2, 3, SIZE, SIZE, dtype=torch.uint8)
         targets = {
             "boxes": torch.empty(2, 7, 4),
@@ -268,88 +364,6 @@ def test_loss_does_not_wait_for_the_device():
             "valid": torch.empty(2, 7, dtype=torch.bool),
             "size": torch.empty(2, 2, dtype=torch.long),
         }
-        losses, _ = model(images, targets, weights={"l1": 1.0})
+        losses, _ = model(images, targets, weights=family.weights)
         losses["loss"].backward()
     assert losses["loss"].shape == ()
-
-
-# ---- YOLOX's own ----
-
-
-def test_channels_last_and_contiguous_agree():
-    images, targets = batch()
-    model = build("yolox-nano").eval()
-    one = model.loss(images, targets)["loss"]
-    other = model.to(memory_format=torch.channels_last).loss(images, targets)["loss"]
-    assert torch.allclose(one, other, rtol=1e-4)
-
-
-def test_bfloat16_keeps_small_far_boxes():
-    model = build("yolox-nano").eval()
-    images, targets = batch(1, size=640, content=(640, 640))
-    targets["boxes"] = torch.tensor([[[601.3, 555.2, 605.3, 559.2], [572, 600, 576, 604]]])
-    targets["labels"], targets["valid"] = torch.tensor([[0, 1]]), torch.tensor([[True, True]])
-    with torch.no_grad():
-        exact = model.loss(images, targets, {"l1": 1.0})
-        with torch.autocast("cpu", torch.bfloat16):
-            half = model.loss(images, targets, {"l1": 1.0})
-    assert half["loss"].dtype == torch.float32
-    for name in ("loss", "iou", "obj", "cls", "l1"):
-        assert half[name].item() == pytest.approx(exact[name].item(), rel=0.01), name
-
-
-@pytest.mark.parametrize("kind", ["giou", "diou", "ciou"])
-def test_box_losses_and_costs_train(kind):
-    model = build("yolox-nano", iou_loss=kind, assign_cost="ciou").train()
-    losses, _ = model(*batch())
-    losses["loss"].backward()
-    assert losses["loss"].isfinite() and losses["iou"] > 0
-
-
-def test_infinite_predictions_elsewhere_leave_gradients_finite():
-    model = build("yolox-nano").train()
-    with torch.no_grad():
-        model.head.reg_preds[2].bias[2:] = 200  # exp overflows where nothing is matched
-    images, targets = batch()
-    targets["valid"] = torch.tensor([[False] * 3] * 2)
-    losses, _ = model(images, targets, weights={"l1": 1.0})
-    losses["loss"].backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters())
-
-
-def test_decode_and_encode_round_trip():
-    raw, cell, stride = torch.randn(9, 4), torch.rand(9, 2) * 50, torch.full((9, 1), 16.0)
-    assert torch.allclose(
-        encode_cxcywh(decode_cxcywh(raw, cell, stride), cell, stride), raw, atol=1e-4
-    )
-    one = decode_cxcywh(torch.zeros(4), torch.tensor([3.0, 2.0]), torch.tensor([8.0]))
-    assert one.tolist() == [24, 16, 8, 8]
-
-
-def test_focus_is_space_to_depth():
-    focus, x = Focus(8, act="silu").eval(), torch.rand(2, 3, 32, 48) * 255
-    parts = [x[..., a::2, b::2] for a, b in ((0, 0), (1, 0), (0, 1), (1, 1))]
-    with torch.no_grad():
-        assert torch.allclose(focus(x), focus.conv(torch.cat(parts, dim=1)), atol=1e-3)
-
-
-def test_spp_is_three_pools():
-    spp, x = SPPBottleneck(8, 8, act="silu").eval(), torch.randn(2, 8, 20, 17)
-    with torch.no_grad():
-        y = spp.conv1(x)
-        pools = [F.max_pool2d(y, k, stride=1, padding=k // 2) for k in (5, 9, 13)]
-        assert torch.equal(spp(x), spp.conv2(torch.cat((y, *pools), dim=1)))
-
-
-def test_mistakes_are_told():
-    model = build("yolox-nano")
-    with pytest.raises(UserError, match="32 divides, not 64 x 60"):
-        model.decode(torch.zeros(1, 3, 64, 60))
-    with pytest.raises(UserError, match="'l2'; it can be iou, obj, cls, l1"):
-        model(*batch(), weights={"l2": 1.0})
-    with pytest.raises(UserError, match="siou"):
-        build("yolox-nano", iou_loss="siou")
-    with pytest.raises(UserError, match="gelu"):
-        build("yolox-nano", act="gelu")
-    with pytest.raises(UserError, match="no backbone 'resnet'"):
-        models.build_model(replace(RECIPES["yolox-nano"], backbone="resnet"), CLASSES)

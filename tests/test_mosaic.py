@@ -8,10 +8,12 @@ import pytest
 
 from data.mosaic import Mixup, Mosaic, build_transforms, shown_part
 from data.transforms import Affine, apply, clip_boxes, has_area, merge, warp_boxes, whole
-from recipes import Augment
+from recipes import RECIPES, Augment, with_epochs
 from tests.painting import make_target, no_partner, painted, random_box, unread
+from utils.errors import UserError
 
 SIZE = 96, 128
+SQUARE = 128, 128
 AUGMENT = Augment(mosaic=1.0, mixup=1.0, mosaic_scale=(0.5, 1.5))
 PLAIN = np.eye(2, 3)
 
@@ -153,7 +155,7 @@ def test_mixup_gives_up_on_a_set_without_objects():
 def test_frames_of_a_clip_share_every_draw(seed):
     rng = np.random.default_rng(seed)
     still, other = painted(random_box(rng)), painted(random_box(rng))
-    transforms = build_transforms(AUGMENT, SIZE)
+    transforms = build_transforms(AUGMENT, SQUARE)
     frames = apply(transforms, [still] * 3, rng, lambda: [unread(other)] * 3)
     for image, target in frames[1:]:
         assert np.array_equal(image, frames[0][0])
@@ -168,7 +170,7 @@ def test_inputs_are_never_written_to():
         image.flags.writeable = False
         for column in target.values():
             column.flags.writeable = False
-    transforms = build_transforms(AUGMENT, SIZE)
+    transforms = build_transforms(replace(AUGMENT, shift=9), SQUARE)
     for frame in frames * 4:
         apply(transforms, [frame], rng, lambda: [unread(frames[int(rng.integers(5))])])
 
@@ -185,7 +187,23 @@ def test_all_switched_off_only_fits():
 def test_images_without_objects_pass():
     empty = np.full((*SIZE, 3), 7, np.uint8), make_target([])
     rng = np.random.default_rng(0)
-    for augment in (AUGMENT, replace(AUGMENT, mosaic=0)):
-        transforms = build_transforms(augment, SIZE)
+    for augment, size_hw in ((AUGMENT, SQUARE), (replace(AUGMENT, mosaic=0, shift=9), SIZE)):
+        transforms = build_transforms(augment, size_hw)
         [(image, target)] = apply(transforms, [empty], rng, lambda: [unread(empty)])
-        assert image.shape == (*SIZE, 3) and target["boxes"].shape == (0, 4)
+        assert image.shape == (*size_hw, 3) and target["boxes"].shape == (0, 4)
+
+
+def test_mosaic_wants_a_square():
+    with pytest.raises(UserError, match="96 to 128 pixels; .* --img_size"):
+        build_transforms(AUGMENT, SIZE)
+    # What the error advises: as many plain epochs as there are.
+    [plain] = with_epochs(RECIPES["yolof-cspdarknet53-c5"], 5, 5).stages
+    build_transforms(plain.augment, SIZE)
+
+
+def test_flips_come_before_shifts():
+    """As published; and what a shift cuts off may be too small to stay."""
+    augment = Augment(hsv=0, flip=1.0, shift=8, min_box=3)
+    kinds = [type(transform).__name__ for transform in build_transforms(augment, SIZE)]
+    assert kinds == ["Mosaic", "Hsv", "Flip", "Fit", "Shift", "DropSmall"]
+    assert "Shift" not in str(build_transforms(replace(augment, shift=0), SIZE))

@@ -1,9 +1,11 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from recipes import Schedule
 from utils import optim
 
 
@@ -12,6 +14,8 @@ class Numbers:
     optimizer: str = "sgd"
     lr: float = 0.01
     weight_decay: float = 5e-4
+    nesterov: bool = True
+    backbone_lr: float = 1.0
 
 
 class Net(nn.Module):
@@ -59,9 +63,11 @@ def test_optimizer_is_fused_and_can_be_masked(kind):
     assert not torch.equal(before[0], net.conv.weight)
 
 
-def test_sgd_is_nesterov():
-    group = optim.build_optimizer(Net(), Numbers()).param_groups[1]
-    assert group["momentum"] == 0.9 and group["nesterov"] and group["weight_decay"] == 5e-4
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_momentum_of_sgd(nesterov):
+    group = optim.build_optimizer(Net(), Numbers(nesterov=nesterov)).param_groups[1]
+    assert group["momentum"] == 0.9 and group["nesterov"] is nesterov
+    assert group["weight_decay"] == 5e-4
 
 
 def test_unknown_optimizer():
@@ -87,7 +93,7 @@ def test_unknown_optimizer():
     ],
 )
 def test_lr_table(step, lr):
-    value = optim.lr_at(step, base=0.01, total=30000, warmup=500, plain=1500, min_ratio=0.05)
+    value = optim.lr_at(step, base=0.01, total=30000, warmup=500, plain=1500, least=0.05)
     assert value == pytest.approx(lr, rel=1e-6, abs=1e-15)
 
 
@@ -106,10 +112,41 @@ def test_lr_of_very_short_runs():
                     assert 0 <= lr <= 1
 
 
+def scheduled(updates, **changes):
+    plan = replace(Schedule(), **changes)
+    return optim.schedule_of(SimpleNamespace(schedule=plan), updates, 1.0)
+
+
 def test_warmup_is_capped_in_short_runs():
-    assert optim.cap_warmup(500, 30000) == 500
-    assert optim.cap_warmup(500, 1000) == 100
-    assert optim.cap_warmup(500, 5) == 0
+    assert scheduled([100] * 300)["warmup"] == 500
+    assert scheduled([100] * 10)["warmup"] == 100
+    assert scheduled([1] * 5)["warmup"] == 0
+    assert scheduled([100] * 10, most_warmup=0.2)["warmup"] == 200
+
+
+def test_steps_and_the_kinds_of_warmup():
+    steps = {"fall": "steps", "steps": (0.5, 0.75), "warmup": 1.0}
+    plan = scheduled([10] * 10, **steps, rise="linear", rise_from=0.1)
+    assert plan["warmup"] == 10
+    found = [optim.lr_at(update, **plan) for update in (0, 5, 10, 49, 50, 74, 75, 99)]
+    assert found == pytest.approx([0.1, 0.55, 1, 1, 0.1, 0.1, 0.01, 0.01])
+    plan = scheduled([10] * 10, **steps, rise="exp")
+    assert [optim.lr_at(update, **plan) for update in (0, 5, 10)] == pytest.approx([0, 0.0625, 1])
+
+
+def test_a_backbone_at_its_own_rate_has_its_own_groups():
+    net = nn.Module()
+    net.backbone, net.head = Net(), Net()
+    groups = optim.param_groups(net, 5e-4, 0.25)
+    assert [group["name"] for group in groups[3:]] == [
+        "backbone norm",
+        "backbone weight",
+        "backbone bias",
+    ]
+    assert [group["scale"] for group in groups] == [1, 1, 1, 0.25, 0.25, 0.25]
+    assert [group["weight_decay"] for group in groups] == [0, 5e-4, 0] * 2
+    for near, far in zip(groups[:3], groups[3:], strict=True):
+        assert [p.shape for p in near["params"]] == [p.shape for p in far["params"]]
 
 
 def test_scaled_lr():

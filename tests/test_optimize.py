@@ -15,27 +15,28 @@ from torch.backends import cudnn
 import models
 from models.layers import ConvAct, fuse
 from models.optimize import PackedConv, _pack, half_dtype
-from recipes import RECIPES, with_img_size
+from recipes import RECIPES, with_sides
+from tests.detectors import score_layers
 from utils.errors import UserError
 from utils.precision import X86, cpu_computes_bf16
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 MODULE = importlib.import_module("models.optimize")  # models.optimize itself is the function
-NANO, DENSE = "yolox-nano", "yolox-tiny"
+NANO, DENSE, YOLOF = "yolox-nano", "yolox-tiny", "yolof-r18-c5"
 packs = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="built without oneDNN")
 halves = pytest.mark.skipif(not cpu_computes_bf16(), reason="this CPU has no bfloat16")
 
 
 def lively(name: str, **options) -> models.Detector:
     """A model whose statistics are those of some images, so that its outputs depend on them."""
-    recipe = with_img_size(RECIPES[name], 64)
+    recipe = with_sides(RECIPES[name], 64)
     model = models.build_model(recipe, ("a", "b", "c")).train()
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = None  # plain means
         nn.init.uniform_(norm.weight, 0.15, 0.45)
         nn.init.normal_(norm.bias, 0.0, 0.2)
-    for layer in (*model.head.obj_preds, *model.head.cls_preds):
+    for layer in score_layers(model):
         nn.init.normal_(layer.bias, 0.0, 0.5)
     with torch.no_grad():
         for _ in range(3):
@@ -58,7 +59,7 @@ def relative(one, other) -> float:
     return float((one - other).abs().max() / one.abs().max())
 
 
-@pytest.mark.parametrize("name", [NANO, DENSE])
+@pytest.mark.parametrize("name", [NANO, DENSE, YOLOF])
 def test_outputs_are_the_plain_models_on_any_size(name, capsys):
     model = lively(name)
     fast = models.optimize(model)

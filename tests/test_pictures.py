@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import test as test_script
+from models.detector import Detector
 from tests.calls import Call
 from tests.miniature import write_weight
 from utils import vis
@@ -79,9 +80,27 @@ def test_with_gt_counts_what_was_missed(run, flags, tmp_path):
     assert (picture == vis.VERDICTS["missed"]).all(2).any()
 
 
-def test_sizes_that_a_square_input_has_not(run, flags, tmp_path):
-    code, said, err = run(*flags, "--min_size", 800, "--max_size", 1333, "--show")
-    assert code == 2 and "--img_size" in err
+def test_any_model_takes_a_square_or_keeps_the_shape(run, flags, tmp_path, monkeypatch):
+    shapes, prepare = [], Detector.prepare
+
+    def watched(model, images):
+        batch, sizes = prepare(model, images)
+        shapes.append((model.sides, sizes.tolist(), batch.shape[2:]))
+        return batch, sizes
+
+    monkeypatch.setattr(Detector, "prepare", watched)
+    code, said, err = run(*flags, "--min_size", 90, "--max_size", 200)
+    assert not code, said + err
+    assert shapes and all(shape == ((90, 200), [[90, 120]], (96, 128)) for shape in shapes)
+    shapes.clear()
+    code, said, err = run(*flags, "--img_size", 96)
+    assert not code, said + err
+    assert shapes and all(sides == (96, 96) and size == [[72, 96]] for sides, size, _ in shapes)
+
+
+def test_sizes_of_two_kinds(run, flags, tmp_path):
+    code, said, err = run(*flags, "--min_size", 800, "--img_size", 640, "--show")
+    assert code == 2 and "--img_size" in err and "--max_size" in err
     assert "Traceback" not in err and list(tmp_path.iterdir()) == []
 
 

@@ -9,6 +9,7 @@ from data.transforms import (
     Flip,
     Hsv,
     Patch,
+    Shift,
     apply,
     shift_hsv,
     warp_boxes,
@@ -24,7 +25,7 @@ def painted_extent(image, channel=1, level=60):
 
 @pytest.mark.parametrize(
     "transform, tolerance",
-    [(Fit((40, 60)), 1), (Fit((200, 200)), 2), (Flip(1.0), 0), (Hsv(), 0)],
+    [(Fit((40, 60)), 1), (Fit((200, 200)), 2), (Fit((60, 150)), 2), (Flip(1.0), 0), (Hsv(), 0)],
 )
 @pytest.mark.parametrize("seed", range(8))
 def test_a_painted_rectangle_keeps_its_box(transform, tolerance, seed):
@@ -95,6 +96,43 @@ def test_flip_twice_is_nothing():
     assert np.array_equal(twice, image) and np.array_equal(back["boxes"], target["boxes"])
 
 
+def test_a_shift_moves_pixels_and_boxes_and_leaves_black():
+    image = np.random.default_rng(0).integers(1, 256, (80, 128, 3), np.uint8)
+    target = make_target([[0, 0, 5, 5], [40, 30, 60, 50], [100, 70, 128, 80]], [0, 1, 2])
+    drawn, still = set(), 0
+    for seed in range(2000):
+        rng = np.random.default_rng(seed)
+        [(found, moved)] = apply([Shift(4)], [(image, target)], rng, no_partner)
+        if found is image:
+            assert moved is target
+            still += 1
+            continue
+        x, y = moved["boxes"][moved["labels"] == 1][0, :2].astype(int) - (40, 30)
+        drawn.add((x, y))
+        expected = np.zeros_like(image)
+        to = slice(max(y, 0), 80 + min(y, 0)), slice(max(x, 0), 128 + min(x, 0))
+        expected[to] = image[max(-y, 0) : 80 + min(-y, 0), max(-x, 0) : 128 + min(-x, 0)]
+        assert np.array_equal(found, expected)
+        boxes = (target["boxes"] + np.float32([x, y, x, y])).clip(0, (128, 80, 128, 80))
+        assert np.array_equal(moved["boxes"], boxes)
+    assert 900 < still < 1100
+    assert drawn == {(x, y) for x in range(-4, 4) for y in range(-4, 4)}
+
+
+def test_what_a_shift_moves_out_of_the_image_is_dropped():
+    image, target = painted((0, 0, 3, 3))
+    seen = set()
+    for seed in range(40):
+        frame = [(image, target)] * 2  # a clip: both alike
+        rng = np.random.default_rng(seed)
+        (_, one), (_, other) = apply([Shift(6, 1.0)], frame, rng, no_partner)
+        assert np.array_equal(one["boxes"], other["boxes"])
+        seen.add(len(one["boxes"]))
+    assert seen == {0, 1}
+    [(thin, _)] = apply([Shift(500, 1.0)], [(image, target)], rng, no_partner)
+    assert thin.shape == image.shape
+
+
 def test_small_boxes_go_and_a_sample_without_any_stays():
     image, _ = painted((0, 0, 20, 20))
     target = make_target([[0, 0, 1, 9], [0, 0, 1.5, 9], [3, 3, 9, 3.5]], [0, 1, 2])
@@ -106,7 +144,9 @@ def test_small_boxes_go_and_a_sample_without_any_stays():
     assert len(apply([DropSmall(0.5)], frames, None, no_partner)[0][1]["boxes"]) == 1
 
 
-@pytest.mark.parametrize("transform", [Flip(1.0), Hsv(), Fit((60, 90)), Fit((30, 20))])
+@pytest.mark.parametrize(
+    "transform", [Flip(1.0), Hsv(), Fit((60, 90)), Fit((20, 30)), Shift(25, 1.0)]
+)
 @pytest.mark.parametrize("left, top", [(0, 0), (20, 7), (30, 20)])
 def test_a_patch_is_treated_as_its_image(transform, left, top):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)

@@ -12,11 +12,12 @@ import engine
 import models
 import recipes
 import train
+from models import backbone_weights
 from models.yolox import YOLOX
 from tests.miniature import write_weight
 from utils import run_folder, vis_targets
 from utils.errors import UserError
-from utils.vis import GREY
+from utils.vis import GREY, WHITE
 
 SIDE = 64
 
@@ -48,6 +49,15 @@ def found_of(points, gt, strides):
         "gt": np.array(gt),
         "strides": np.array(strides),
     }
+
+
+def anchors_of(boxes, gt, predicted, ignored=(), stride=8):
+    """What YOLOF's `positives` returns of these anchors, each pair once."""
+    boxes = np.array(boxes, np.float32).reshape(-1, 4)
+    found = found_of((boxes[:, :2] + boxes[:, 2:]) / 2, gt, [stride] * len(boxes))
+    ignored = np.array(ignored, np.float32).reshape(-1, 4)
+    found |= {"boxes": boxes, "predicted": np.array(predicted, bool), "ignored": ignored}
+    return vis_targets.once(found)
 
 
 def target_of(boxes, ignore=(), size=(SIDE, SIDE)):
@@ -104,11 +114,83 @@ def test_ignored_regions_are_grey_and_padding_is_striped():
     assert picture[:128, 100:192].min() == 255
 
 
-def test_anchors_are_drawn_where_a_model_matches_anchors():
-    image, target = np.full((SIDE, SIDE, 3), 128, np.uint8), target_of([[4, 4, 24, 24]])
-    found = {**found_of([[50, 50]], [0], [8]), "boxes": np.array([[40.0, 40, 60, 60]])}
-    picture = vis_targets.draw(image, target, found, ("square",))
-    assert tuple(picture[160, 200]) == tuple(picture[200, 240]) == vis_targets.COLORS[0]
+GROUND = np.full((SIDE, SIDE, 3), 128, np.uint8)
+ONE, OTHER = vis_targets.COLORS[:2]
+
+
+def test_an_anchor_found_twice_is_one():
+    box, near = [40, 40, 60, 60], [44, 40, 64, 60]
+    pairs = [box, near, box, box, near, box]
+    found = anchors_of(pairs, [0, 0, 0, 1, 0, 1], [0, 1, 1, 1, 1, 0])
+    assert found["gt"].tolist() == [0, 0, 1]
+    assert found["boxes"].tolist() == [box, near, box]
+    assert found["predicted"].tolist() == [True, True, True]
+    assert found["own"].tolist() == [True, False, True]
+    locations = found_of([[12, 12]], [0], [8])
+    assert vis_targets.once(locations) is locations
+
+
+def test_an_anchor_has_a_frame_and_dashes_if_only_its_prediction_was_near():
+    target, edge = target_of([[0, 0, 0, 0]]), (160, slice(165, 235))  # its upper one, zoomed
+    shares = []
+    for predicted in ([False], [True], [True, False]):
+        found = anchors_of([[40, 40, 60, 60]] * len(predicted), [0] * len(predicted), predicted)
+        picture = vis_targets.draw(GROUND, target, found, ("square",))
+        shares.append((picture[edge] == ONE).all(axis=1).mean())
+        assert tuple(picture[200, 200]) == ONE  # the dot
+        assert (count(picture, vis_targets.CYAN) > 10) == any(predicted)
+    assert shares[0] == shares[2] == 1 and 0.4 < shares[1] < 0.6
+
+
+def test_anchors_are_cut_off_where_the_picture_ends():
+    found = anchors_of([[-200, -200, 50, 50], [30, 30, 900, 900]], [0, 0], [0, 0])
+    picture = vis_targets.draw(GROUND, target_of([[0, 0, 0, 0]]), found, ("square",))
+    for edge in (picture[0, :200], picture[:200, 0], picture[255, 130:], picture[130:, 255]):
+        assert (edge == ONE).all(axis=1).mean() > 0.9
+    assert tuple(picture[200, 100]) == tuple(picture[120, 200]) == ONE
+
+
+def test_nothing_hides_another_object_s_same_anchor():
+    found = anchors_of([[40, 40, 60, 60]] * 2, [0, 1], [0, 1])
+    picture = vis_targets.draw(GROUND, target_of([[0, 0, 0, 0]] * 2), found, ("square",))
+    assert tuple(picture[160, 200]) == ONE and OTHER in map(tuple, picture[162, 165:235].tolist())
+    assert count(picture[185:215, 180:220], ONE) > 20 < count(picture[185:215, 180:220], OTHER)
+    many = anchors_of([[40, 40, 42, 42]] * 90, range(90), [0] * 90)
+    vis_targets.draw(GROUND, target_of([[0, 0, 0, 0]] * 90), many, ("square",))  # insets end
+
+
+def test_ignored_anchors_are_small_squares_in_their_middle():
+    ignored = [[16, 16, 48, 48], [0, 0, 64, 64]]
+    found = anchors_of([], [], [], ignored)
+    picture = vis_targets.draw(GROUND, target_of([]), found, ("square",))
+    assert all(tuple(picture[128, x]) == GREY for x in (124, 132, 120, 136))
+    assert tuple(picture[128, 128]) == (128, 128, 128) and count(picture, GREY) < 150
+
+
+def test_the_legend_counts():
+    target = target_of([[4, 4, 24, 24], [36, 36, 60, 60], [0, 0, 9, 9]])
+    boxes = [[4, 4, 20, 20], [8, 8, 24, 24], [8, 8, 24, 24], [40, 40, 56, 56]]
+    found = anchors_of(boxes, [0, 0, 0, 1], [1, 1, 0, 0], [[0, 0, 8, 8]] * 4, stride=32)
+    assert vis_targets.legend(target, found) == [
+        (WHITE, "3 boxes, 3 positives: 3 of stride 32"),
+        (vis_targets.CYAN, "2 through their predictions (dashed: only so)"),
+        (GREY, "4 ignored anchors, at 1/16 of their size"),
+        (vis_targets.RED, "1 without any"),
+    ]
+    found = found_of([[4, 4], [8, 8], [48, 48], [4, 4]], [0, 0, 1, 2], [8, 16, 32, 8])
+    (only,) = vis_targets.legend(target, found)
+    assert only == (WHITE, "3 boxes, 4 positives: 2 of stride 8, 1 of stride 16, 1 of stride 32")
+
+
+def test_the_legend_stands_below_the_picture(tmp_path):
+    target = target_of([[4, 4, 24, 24], [36, 36, 60, 60]])
+    found = anchors_of([[4, 4, 20, 20]], [0], [1], [[30, 30, 62, 62]])
+    text = vis_targets.write(tmp_path, [(GROUND, target, found)], ("square",), (32,))
+    picture = cv2.imread(str(tmp_path / "001_name.jpg"))
+    strip = picture[256:].astype(int)
+    for color in (WHITE, vis_targets.CYAN, GREY, vis_targets.RED):
+        assert (abs(strip - color).max(axis=2) < 30).sum() > 500, color
+    assert "1 of 2 boxes teach nothing here" in text and "stride 32" in text
 
 
 def test_red_is_no_box_s_own_color():
@@ -150,7 +232,7 @@ def test_pictures_without_boxes_make_an_empty_table(tmp_path):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_positives_leave_the_model_as_it_was(training):
-    recipe = recipes.with_img_size(recipes.RECIPES["yolox-nano"], SIDE)
+    recipe = recipes.with_sides(recipes.RECIPES["yolox-nano"], SIDE)
     model = models.build_model(recipe, ("square",)).train(training)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     targets = {
@@ -166,6 +248,30 @@ def test_positives_leave_the_model_as_it_was(training):
     assert set(found["strides"].tolist()) <= {8, 16, 32} and len(found["gt"]) >= 2
     strides = found["strides"][:, None]
     assert torch.equal(found["points"] % strides, (strides / 2).expand(-1, 2))  # centres of cells
+
+
+@pytest.mark.parametrize(("version", "stride"), [("yolof-r18-c5", 32), ("yolof-r18-dc5", 16)])
+def test_yolof_s_anchors_stand_on_the_corners_of_its_cells(version, stride):
+    recipe = recipes.with_sides(recipes.RECIPES[version], SIDE)
+    torch.manual_seed(0)
+    model = models.build_model(recipe, ("square",))
+    boxes = torch.tensor([[[8.0, 8, 40, 40], [40, 40, 41, 41], [0, 0, 0, 0]]])
+    targets = {
+        "boxes": boxes,
+        "labels": torch.zeros(1, 3, dtype=torch.int64),
+        "valid": torch.tensor([[True, True, False]]),
+        "size": torch.tensor([[SIDE, SIDE]]),
+    }
+    (found,) = model.positives(torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8), targets)
+    found = vis_targets.once({name: value.numpy() for name, value in found.items()})
+    assert model.strides == (stride,) and set(found["strides"].tolist()) == {stride}
+    assert (found["points"] % stride == 0).all()
+    sides = found["boxes"][:, 2:] - found["boxes"][:, :2]
+    assert set(sides.ravel().tolist()) <= set(map(float, recipe.model.anchor_sizes))
+    assert (found["points"] - sides / 2 == found["boxes"][:, :2]).all()
+    assert set(found["gt"].tolist()) == {0}  # a box of one pixel overlaps no anchor enough
+    picture = vis_targets.draw(GROUND, target_of(boxes[0, :2].numpy()), found, ("square",))
+    assert tuple(picture[160, 161]) == vis_targets.RED
 
 
 # ---- the command
@@ -214,6 +320,21 @@ def test_the_samples_are_those_a_training_sees(tmp_path, monkeypatch, capsys):
         assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
     assert len(trained) == 4 and len(shown) == 8  # the second epoch is another one
     assert not torch.equal(shown[0][0], shown[3][0])
+
+
+@pytest.mark.parametrize("matcher", ["uniform", "l1_topk"])
+def test_yolof_needs_no_weights_to_be_looked_at(matcher, tmp_path, monkeypatch, capsys):
+    coco_set(tmp_path / "set")
+    monkeypatch.setattr(backbone_weights, "published", None)
+    flags = [*flags_of(tmp_path), "-v", "yolof-r18-dc5", "--vis_targets", "--limit", 3]
+    code, said = command(monkeypatch, capsys, *flags, "--matcher", matcher)
+    assert code == 0 and "starts untrained" in said
+    assert ("random weights" in said) == (matcher == "uniform")
+    alone = "its positives are the same after any training; which anchors are ignored depends on"
+    assert (alone in said) == (matcher == "l1_topk")
+    assert "max  stride 16\n" in said and "positives per box, 3 images" in said
+    folder = tmp_path / "runs" / "coco" / "yolof-r18-dc5" / "targets" / "1"
+    assert len(list(folder.iterdir())) == 3
 
 
 def test_limit_weights_and_a_second_call(tmp_path, monkeypatch, capsys):

@@ -23,6 +23,8 @@ from utils.log import say
 
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python", "pycocotools")
 OPTIONAL_PACKAGES = ("faster-coco-eval", "matplotlib", "tqdm", "tensorboard")
+DATASETS = {"coco-val": "coco"}  # what YOLOF's users call it
+METAVARS = {int: "N", float: "X", str: "NAME", tuple[int, ...]: "N,N,.."}
 NOT_KEPT = ("resume", "device", "cuda", "debug")  # of an earlier call's arguments
 
 
@@ -104,14 +106,12 @@ def add_switch(group, name: str, text: str):
 
 
 def add_weight_flags(group, conf: float, nms: float | None = None, required: bool = True):
-    """Adds --weight, --img_size, --half, --conf and --nms, the last with these defaults (None: the
-    recipe's)."""
+    """Adds --weight, the flags of the size, --half, --conf and --nms, the last with these defaults
+    (None: the recipe's)."""
     group.add_argument(
         "--weight", required=required, metavar="FILE", help="checkpoint, ours or public"
     )
-    group.add_argument(
-        "--img_size", type=side, metavar="PX", help="side of the input (the model's)"
-    )
+    add_size_flags(group)
     group.add_argument("--conf", type=real(0, 1), default=conf, help=f"least score ({conf})")
     shown = "the recipe's" if nms is None else nms
     group.add_argument(
@@ -120,6 +120,35 @@ def add_weight_flags(group, conf: float, nms: float | None = None, required: boo
     group.add_argument(
         "--half", action="store_true", help="compute in 16 bits where the device does so faster"
     )
+
+
+def add_size_flags(group):
+    """Adds --img_size, --min_size and --max_size."""
+    group.add_argument(
+        "--img_size", type=side, metavar="PX", help="side of a square input (the model's)"
+    )
+    group.add_argument(
+        "--min_size", type=whole(32), metavar="PX", help="short side, in place of --img_size"
+    )
+    group.add_argument(
+        "--max_size", type=whole(32), metavar="PX", help="most that the long side measures then"
+    )
+
+
+def sides_of(args: argparse.Namespace) -> dict[str, int | None]:
+    """The given sides by the names that `models.load` knows; both kinds at once are a UserError."""
+    sides = {name: vars(args)[name] for name in ("img_size", "min_size", "max_size")}
+    if sides["min_size"] and sides["min_size"] == sides["max_size"]:
+        raise UserError(
+            f"--min_size and --max_size are both {sides['min_size']}; give --img_size "
+            f"{sides['min_size']} for a square"
+        )
+    if sides["img_size"] and (sides["min_size"] or sides["max_size"]):
+        raise UserError(
+            "--img_size is the side of a square input, --min_size and --max_size are the short and "
+            "the longest side of one that keeps an image's shape; give one kind or the other"
+        )
+    return sides
 
 
 def side(text: str) -> int:
@@ -154,7 +183,7 @@ def real(least: float, most: float = math.inf) -> Callable[[str], float]:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not least <= value <= most:
+        if not (least <= value <= most and math.isfinite(value)):
             limits = f"of {least:g} or more" if most == math.inf else f"from {least:g} to {most:g}"
             raise argparse.ArgumentTypeError(f"{text} is not a number {limits}")
         return value
@@ -166,7 +195,12 @@ def add_data_flags(group, kinds: Iterable[str], default: str | None = None):
     """Adds -d (one of `kinds`), --root, --ann, --images, --classes and --voc_train."""
     shown = f"{', '.join(kinds)} ({default})" if default else ", ".join(kinds)
     group.add_argument(
-        "-d", "--dataset", metavar="NAME", default=default, help=f"kind of data set: {shown}"
+        "-d",
+        "--dataset",
+        metavar="NAME",
+        type=lambda name: DATASETS.get(name, name),
+        default=default,
+        help=f"kind of data set: {shown}",
     )
     group.add_argument(
         "--root", metavar="DIR", default="datasets", help="folder the data set lies in (datasets)"
@@ -204,33 +238,67 @@ def add_debug_flag(group):
     group.add_argument("--debug", action="store_true", help="show the traceback of any error")
 
 
-def add_options(parser: Parser, family: str, options: type):
-    """One flag for each field of a family's options; None when not given: the recipe decides."""
-    group = parser.add_argument_group(f"{family} (default: what the recipe says)")
-    types = get_type_hints(options)
-    for field in fields(options):
-        name, kind, text = field.name, types[field.name], field.metadata["help"]
-        if f"--{name}" in parser.flags():  # another family has it too: one flag serves both
-            continue
-        if kind is bool:
-            add_switch(group, name, text)
-            continue
-        choices = field.metadata.get("choices") or None
-        shape = {"choices": choices} if choices else {"metavar": "N" if kind is int else "X"}
-        group.add_argument(f"--{name}", type=kind, help=text, **shape)
-
-
-def given_options(args: Arguments, family: str, families: dict[str, type]) -> dict:
-    """The family's options that were given; those of another family only are a UserError."""
-    own = {field.name for field in fields(families[family])}
-    for other, options in families.items():
+def add_options(parser: Parser, family: str, kinds: Iterable[type], plain: str):
+    """One flag for each field of a family's options; None when not given: the recipe decides. The
+    defaults that the help shows are those of the model `plain`."""
+    group = parser.add_argument_group(f"{family} (default: what the recipe says; here {plain}'s)")
+    for options in kinds:
+        types = get_type_hints(options)
         for field in fields(options):
-            if was_given(args, field.name) and field.name not in own:
+            name, kind = field.name, types[field.name]
+            if f"--{name}" in parser.flags():  # another family has it too: one flag serves both
+                continue
+            text = f"{field.metadata['help']} ({_shown(field.default)})"
+            if kind is bool:
+                add_switch(group, name, text)
+                continue
+            choices = field.metadata.get("choices") or None
+            shape = {"choices": choices} if choices else {"metavar": METAVARS[kind]}
+            kind = _within(kind, field.metadata.get("least"), field.metadata.get("most"))
+            group.add_argument(f"--{name}", type=kind, help=text, **shape)
+
+
+def _within(kind: type, least: float | None, most: float | None) -> Callable:
+    """The type of an option's flag; of a number with bounds one that checks them."""
+    if kind == tuple[int, ...]:
+        return numbers
+    if least is None:
+        return kind
+    return whole(least) if kind is int else real(least, math.inf if most is None else most)
+
+
+def _shown(value) -> str:
+    """A default as one would type it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """The type of a flag: whole numbers of 1 or more with commas between them."""
+    parts = text.split(",")
+    if not all(part.isdigit() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text} is not a list of whole numbers as in 32,64,128")
+    return tuple(int(part) for part in parts)
+
+
+def given_options(args: Arguments, family: str, families: dict[str, Iterable[type]]) -> dict:
+    """The family's options that were given; those of another family only are a UserError."""
+    names = {name: _field_names(kinds) for name, kinds in families.items()}
+    for other, theirs in names.items():
+        for name in sorted(theirs - names[family]):
+            if was_given(args, name):
                 raise UserError(
-                    f"--{field.name} is an option of {other}, and this model is of {family}; "
+                    f"--{name} is an option of {other}, and this model is of {family}; "
                     f"leave it out or choose a {other} model with -v"
                 )
-    return {name: value for name, value in vars(args).items() if name in own & args.given}
+    return {name: value for name, value in vars(args).items() if name in names[family] & args.given}
+
+
+def _field_names(kinds: Iterable[type]) -> set[str]:
+    return {field.name for options in kinds for field in fields(options)}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

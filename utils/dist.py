@@ -74,12 +74,19 @@ def gather_objects(value) -> list:
     return values
 
 
-def from_main(make: Callable[[], object]):
-    """What `make` returns on the main process, on every process; the others do not call it."""
-    values = [make() if is_main() else None]
+def from_main(make: Callable):
+    """What `make` returns on the main process, on every process; a user's error likewise."""
+    found = [None, None]  # what it returns, or its error
+    if is_main():
+        try:
+            found = [make(), None]
+        except UserError as error:
+            found = [None, error]
     if is_distributed():
-        distributed.broadcast_object_list(values, 0)
-    return values[0]
+        distributed.broadcast_object_list(found, 0)
+    if found[1]:
+        raise found[1]
+    return found[0]
 
 
 def shutdown() -> None:

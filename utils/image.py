@@ -6,6 +6,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
+from torch.nn.functional import interpolate
 
 from utils.errors import UserError
 
@@ -22,6 +24,7 @@ _REDUCED = {
     4: cv2.IMREAD_REDUCED_COLOR_4,
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
+SIDE_MULTIPLE = 32  # pixels; what both sides of a batch are a multiple of
 SPARE = 1.5  # fewer pixels than this for each that is needed would blur when resized
 _TAIL = 4096  # bytes at a file's end in which the end marker nearly always lies
 
@@ -74,39 +77,72 @@ def is_image(path):
     return Path(path).suffix.lower() in IMAGE_SUFFIXES
 
 
-def fit_ratio(size_hw, target_hw):
-    """Factor by which an image of size_hw is resized to fit into target_hw."""
-    return min(target_hw[0] / size_hw[0], target_hw[1] / size_hw[1])
+def is_square(sides):
+    """Whether sides (short, long), the most that those of a fitted image measure, are equal."""
+    return sides[0] == sides[1]
 
 
-def fitted_size(size_hw, target_hw):
-    """Size (h, w) of an image of size_hw once it is fitted into target_hw."""
-    ratio = fit_ratio(size_hw, target_hw)
-    # Truncation, not rounding: what the published YOLOX weights were trained and measured with.
-    return max(int(size_hw[0] * ratio), 1), max(int(size_hw[1] * ratio), 1)
+def fit_ratio(size_hw, sides):
+    """Factor by which an image of size_hw is resized to fit into sides (short, long)."""
+    return min(sides[0] / min(size_hw), sides[1] / max(size_hw))
 
 
-def reduction(size_hw, target_hw):
-    """By how much (8, 4, 2 or 1) an image may be reduced before it is fitted into target_hw.
+def fitted_size(size_hw, sides):
+    """Size (h, w) of an image of size_hw once it is fitted into sides (short, long)."""
+    ratio = fit_ratio(size_hw, sides)
+    # Truncation for squares, else rounding: what the published weights of YOLOX and of YOLOF were
+    # trained and measured with.
+    half = 0.0 if is_square(sides) else 0.5
+    return max(int(size_hw[0] * ratio + half), 1), max(int(size_hw[1] * ratio + half), 1)
+
+
+def fit_scale(size_hw, sides):
+    """(x, y): the factors of the boxes of an image of size_hw that is fitted into sides; one ratio
+    for squares, else new size by old size."""
+    if is_square(sides):
+        ratio = fit_ratio(size_hw, sides)
+        return ratio, ratio
+    height, width = fitted_size(size_hw, sides)
+    return width / size_hw[1], height / size_hw[0]
+
+
+def padded_hw(sizes_hw):
+    """(h, w) of a batch that holds images of these sizes [B, 2]: multiples of SIDE_MULTIPLE."""
+    return (-(-np.max(sizes_hw, axis=0) // SIDE_MULTIPLE) * SIDE_MULTIPLE).tolist()
+
+
+def reduction(size_hw, sides):
+    """By how much (8, 4, 2 or 1) an image may be reduced before it is fitted into sides.
 
     What is left is the fitted size or at least SPARE times as much, and a pixel or more a side.
     """
-    ratio = fit_ratio(size_hw, target_hw)
+    ratio = fit_ratio(size_hw, sides)
     whole = (n for n in (8, 4, 2) if n <= min(size_hw))
     return next((n for n in whole if n * ratio == 1 or n * ratio * SPARE <= 1), 1)
 
 
-def resized(image, size_hw):
-    """The image at size_hw, itself if it has that size."""
-    if image.shape[:2] == tuple(size_hw):
+def resized(image, size_hw, antialias=False):
+    """The image at size_hw, itself if it has that size; bilinear. With `antialias` a smaller image
+    is filtered as Pillow does it, to within one level: each pixel tells of all that it covers."""
+    height, width = image.shape[:2]
+    if (height, width) == tuple(size_hw):
         return image
-    return cv2.resize(image, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_LINEAR)
+    if not (antialias and size_hw[0] <= height and size_hw[1] <= width):
+        return cv2.resize(image, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_LINEAR)
+    # By PyTorch, for no filter of OpenCV's equals Pillow's.
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]  # [1, 3, H, W]
+    smaller = interpolate(pixels, size=tuple(size_hw), mode="bilinear", antialias=True)
+    return np.ascontiguousarray(smaller[0].permute(1, 2, 0).numpy())
 
 
-def fit(image, target_hw):
-    """(image resized to fit into target_hw with its aspect kept, ratio); nothing is padded."""
+def fit(image, sides):
+    """(image resized to fit into sides (short, long), the factors (x, y) of its boxes).
+
+    Nothing is padded. Only what is no square is antialiased: YOLOX's weights know plain bilinear.
+    """
     size_hw = image.shape[:2]
-    return resized(image, fitted_size(size_hw, target_hw)), fit_ratio(size_hw, target_hw)
+    fitted = resized(image, fitted_size(size_hw, sides), antialias=not is_square(sides))
+    return fitted, fit_scale(size_hw, sides)
 
 
 def _read_header(stream, path):

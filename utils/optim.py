@@ -5,44 +5,49 @@ import math
 import torch
 from torch import nn
 
+FLAT_SHARE = 0.05  # of the run, at its end, keeps the cosine's least (YOLOX: 15 of 300 epochs)
 FUSED_DEVICES = ("cpu", "cuda")  # MPS has a fused step too, which cannot be masked
 
 
-def param_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+def param_groups(model: nn.Module, weight_decay: float, backbone_lr: float = 1.0) -> list[dict]:
     """Norm weights, weights, biases: each trainable parameter once, in YOLOX's order of groups.
+    A backbone that learns at another rate has its own three.
 
     Only tensors of more than one dimension decay; the scales of activations and attention count as
     norm weights. Every group's learning rate is the run's times its `scale`.
     """
     groups = {"norm": [], "weight": [], "bias": []}
+    if backbone_lr != 1.0:
+        groups |= {f"backbone {name}": [] for name in groups}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if parameter.dim() > 1:
-            groups["weight"].append(parameter)
-        else:
-            groups["bias" if name.split(".")[-1] == "bias" else "norm"].append(parameter)
+        kind = "bias" if name.split(".")[-1] == "bias" else "norm"
+        kind = "weight" if parameter.dim() > 1 else kind
+        apart = backbone_lr != 1.0 and name.startswith("backbone.")
+        groups[f"backbone {kind}" if apart else kind].append(parameter)
     return [
         {
             "name": name,
             "params": parameters,
-            "weight_decay": weight_decay if name == "weight" else 0.0,
-            "scale": 1.0,
+            "weight_decay": weight_decay if name.endswith("weight") else 0.0,
+            "scale": backbone_lr if name.startswith("backbone ") else 1.0,
         }
         for name, parameters in groups.items()
     ]
 
 
 def build_optimizer(model: nn.Module, recipe) -> torch.optim.Optimizer:
-    """`recipe.optimizer` ("sgd": Nesterov momentum 0.9; "adamw") with `recipe.weight_decay`.
+    """`recipe.optimizer` ("sgd": momentum 0.9; "adamw") with `recipe.weight_decay`.
 
     The step is fused where the device has it: faster, and it can be masked by `found_inf`.
     """
-    groups = param_groups(model, recipe.weight_decay)
+    groups = param_groups(model, recipe.weight_decay, recipe.backbone_lr)
     devices = {parameter.device.type for parameter in model.parameters()}
     fused = devices <= set(FUSED_DEVICES)
     if recipe.optimizer == "sgd":
-        sgd = torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True, fused=fused)
+        kind = {"momentum": 0.9, "nesterov": recipe.nesterov, "fused": fused}
+        sgd = torch.optim.SGD(groups, lr=recipe.lr, **kind)
         for group in sgd.param_groups:
             for parameter in group["params"]:
                 # The fused step leaves a momentum unset if it is masked at the first update.
@@ -53,35 +58,57 @@ def build_optimizer(model: nn.Module, recipe) -> torch.optim.Optimizer:
     raise ValueError(f"optimizer {recipe.optimizer!r} is neither sgd nor adamw")
 
 
-def cap_warmup(asked: int, total: int) -> int:
-    """Warm-up steps of a run of `total` steps: what is asked, at most a tenth of the run.
-
-    Five epochs suit a run of 300; in a run of ten they would leave little to train with.
-    """
-    return min(asked, total // 10)
+def schedule_of(recipe, updates: list[int], base: float) -> dict:
+    """What `lr_at` is told of a run: its updates in each epoch, and the learning rate for its
+    batch. The warm-up is cut to its greatest share: five epochs suit a run of 300; in a run of ten
+    they would leave little to train with."""
+    plan, total = recipe.schedule, sum(updates)
+    asked = round(plan.warmup * total / len(updates))
+    return {
+        "base": base,
+        "total": total,
+        "warmup": min(asked, int(total * plan.most_warmup + 1e-9)),
+        "rise": plan.rise,
+        "rise_from": plan.rise_from,
+        "fall": plan.fall,
+        "plain": round(total * FLAT_SHARE),
+        "least": plan.least,
+        "steps": tuple(round(total * share) for share in plan.steps),
+    }
 
 
 def lr_at(
-    step: int,
+    update: int,
     *,
     base: float,
     total: int,
     warmup: int,
+    rise: str = "square",
+    rise_from: float = 0.0,
+    fall: str = "cosine",
     plain: int = 0,
-    min_ratio: float = 0.05,
+    least: float = 0.05,
+    steps: tuple[int, ...] = (),
 ) -> float:
-    """The learning rate after `step` updates of `total`: 0 for the very first.
+    """The learning rate of an update, the first being 0, of `total`.
 
-    It rises from 0 to `base` with the square of the step over `warmup` steps, falls along a cosine
-    to `base * min_ratio`, and stays there for the last `plain` steps.
+    It rises over `warmup` updates to `base`: from 0 with the square or ("exp") the fourth power of
+    the part that is done, or ("linear") evenly from `base * rise_from`. Then it falls along a
+    cosine to `base * least`, where the last `plain` updates stay, or to a tenth at each of `steps`.
     """
-    if step < warmup:
-        return base * (step / warmup) ** 2
-    least = base * min_ratio
-    falling = total - warmup - plain
-    if step >= warmup + falling:
-        return least
-    return least + 0.5 * (base - least) * (1 + math.cos(math.pi * (step - warmup) / falling))
+    factor = 1.0
+    if fall == "steps":
+        factor = 0.1 ** sum(update >= step for step in steps)
+    if update < warmup:
+        done = update / warmup
+        risen = {"square": done**2, "exp": done**4, "linear": rise_from * (1 - done) + done}
+        return base * factor * risen[rise]
+    if fall == "steps":
+        return base * factor
+    lowest, falling = base * least, total - warmup - plain
+    if update >= warmup + falling:
+        return lowest
+    return lowest + 0.5 * (base - lowest) * (1 + math.cos(math.pi * (update - warmup) / falling))
 
 
 def scaled_lr(lr: float, base_batch: int, batch: int, optimizer: str = "sgd") -> tuple[float, str]:

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 
 LABELS = {"AP": "AP (0.50:0.95)", "AP50": "AP50"}
-NOT_LOSSES = frozenset("mode epoch step lr size positives per_object disjoint grad_norm".split())
+NOT_LOSSES = frozenset(
+    "mode epoch step lr size positives per_object unmatched disjoint grad_norm".split()
+)
 SMOOTHING = 40  # a loss curve is averaged over about this part of its records
 MUTED = "0.35"
 COLORS = ("#2563eb", "#f59e0b", "#10b981", "#a855f7", "#64748b", "#06b6d4")

@@ -1,4 +1,4 @@
-"""Reads pickled checkpoints without running any of the code that they name.
+"""Reads pickled checkpoints and arrays without running any of the code that they name.
 
 A pickle is a program: it names functions and has them called. Here a name is never looked up. Those
 of tensors and numbers lead to the functions of this file, every other one to `Record`, which keeps
@@ -167,8 +167,8 @@ KNOWN = {
 class Reader(pickle.Unpickler):
     """Makes tensors, numbers and records; the classes that a file names are never looked up."""
 
-    def __init__(self, file: BinaryIO, storage):
-        super().__init__(file)
+    def __init__(self, file: BinaryIO, storage=None, encoding: str = "ASCII"):
+        super().__init__(file, encoding=encoding)
         self.storage = storage  # function (key, dtype, number of elements) -> uint8 Tensor
 
     def find_class(self, module, name):
@@ -192,6 +192,25 @@ def read_inert(path: Path, zipped: bool):
     except Exception as error:  # a damaged or hostile file may fail in any way
         raise UserError(
             f"{path} is no checkpoint, or damaged ({type(error).__name__}: {error})"
+        ) from error
+
+
+def read_arrays(path: Path) -> dict[str, Tensor]:
+    """The arrays of numbers in a pickled dict, also of Python 2, or in what it holds under "blobs",
+    as Caffe2's do; nothing else of it."""
+    try:
+        with open(path, "rb") as file:
+            content = Reader(file, encoding="latin1").load()  # bytes of Python 2 are text here
+        content = content.get("blobs", content)
+        arrays = {k: _array(*v.state) for k, v in content.items() if isinstance(v, Array)}
+        if any(array is None for array in arrays.values()):
+            raise pickle.UnpicklingError("an array of objects")
+        return arrays
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except Exception as error:  # a damaged or hostile file may fail in any way
+        raise UserError(
+            f"{path} is no .pkl of arrays, or damaged ({type(error).__name__}: {error})"
         ) from error
 
 
@@ -274,6 +293,7 @@ def _plain(value, memo: dict):
 
 
 def _array(_version, shape, dtype, fortran, data) -> Tensor | None:
+    data = data.encode("latin1") if isinstance(data, str) else data
     if not isinstance(dtype, NumberType) or not isinstance(data, bytes):
         return None  # an array of objects
     array = np.frombuffer(data, dtype.numpy()).reshape(shape, order="F" if fortran else "C")

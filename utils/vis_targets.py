@@ -4,6 +4,8 @@ G boxes of an image, P positives, L strides.
 """
 
 import itertools
+import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,14 +14,16 @@ import numpy as np
 from torch import Tensor
 
 from utils import vis
-from utils.vis import FONT, GREY, PALETTE, RIM
+from utils.vis import GREY, PALETTE, RIM, WHITE
 
 # Of the boxes, in turn; none of them is like the red of a box without any positive.
 COLORS = tuple(PALETTE[i] for i in (2, 1, 3, 4, 5, 8, 11, 9))
-RED, WHITE, DIM = (40, 40, 255), (240, 240, 240), (150, 150, 150)
+RED, CYAN = (40, 40, 255), (255, 255, 0)  # CYAN: found through a prediction
 VIEW, MOST_ZOOM = 1280, 4.0  # longer side of a picture, and by how much small inputs are enlarged
 LETTERS = 0.45  # size of the names, as OpenCV's factor
 NAMED = 40  # a box is named if its picture is so wide and high: names hide small ones
+SMALL = 16  # ignored anchors, often hundreds, are drawn by so much smaller than they are
+DASH = 6  # pixels of a dash, and of the gap behind it
 EDGES = (8, 16, 32, 64, 96)  # between the rows of the table: square roots of areas, pixels
 
 
@@ -41,10 +45,25 @@ def samples(model, loader, count: int) -> Iterator[tuple[np.ndarray, dict, dict]
                 "file": targets["files"][i],
             }
             image = images[i].permute(1, 2, 0).numpy()
-            yield image, target, {name: value.cpu().numpy() for name, value in found.items()}
+            found = {name: value.cpu().numpy() for name, value in found.items()}
+            yield image, target, once(found)
         count -= len(matches)
         if count <= 0:
             return
+
+
+def once(found: dict) -> dict:
+    """What `positives` of a model returns, an object's anchor found twice as one: with "own" [P]
+    beside "predicted", for it may have been found by its own distance and through a prediction."""
+    if "boxes" not in found:
+        return found
+    pairs = np.concatenate((found["gt"][:, None], found["boxes"]), axis=1, dtype=np.float64)
+    _, first, same = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
+    predicted, own = np.zeros((2, len(first)), bool)
+    predicted[same.ravel()[found["predicted"]]] = True
+    own[same.ravel()[~found["predicted"]]] = True
+    each = {name: found[name][first] for name in ("points", "gt", "strides", "boxes")}
+    return {**each, "predicted": predicted, "own": own, "ignored": found["ignored"]}
 
 
 def write(folder: Path, drawn: Iterable[tuple], classes, known_strides=()) -> str:
@@ -56,10 +75,9 @@ def write(folder: Path, drawn: Iterable[tuple], classes, known_strides=()) -> st
         pictures += 1
         title = f"{target['file']}   {image.shape[1]} x {image.shape[0]}"
         picture = draw(image, target, found, classes)
-        strip = _strip(picture.shape[1], title, found, without_any(target, found))
-        picture = np.concatenate((picture, strip))
+        picture = vis.with_legend(picture, [(RIM, title), *legend(target, found)])
         vis.save(folder / f"{pictures:03d}_{Path(target['file']).stem}.jpg", picture)
-        sizes.append(np.sqrt((target["boxes"][:, 2:] - target["boxes"][:, :2]).prod(axis=1)))
+        sizes.append(_sides(target["boxes"]))
         gts.append(found["gt"] + boxes)
         strides.append(found["strides"])
         boxes += len(target["boxes"])
@@ -75,10 +93,10 @@ def write(folder: Path, drawn: Iterable[tuple], classes, known_strides=()) -> st
 def draw(image: np.ndarray, target: dict, found: dict, classes, view: int = VIEW) -> np.ndarray:
     """A picture, `view` pixels long if that is no great enlargement, of one training sample
     [H, W, 3]: each box and its positives in one colour, ignored regions grey, boxes without any
-    positive red; the larger the stride, the larger the dot.
+    positive red; the larger the stride, the larger the dot. The rest says `legend`.
 
     `target`: boxes [G, 4], labels [G], ignore_boxes [I, 4], size (h, w); `found`: points [P, 2],
-    gt [P], strides [P] and perhaps boxes [P, 4].
+    gt [P], strides [P] and, of anchors, boxes [P, 4] and what else `once` returns.
     """
     zoom = min(MOST_ZOOM, max(1.0, view / max(image.shape[:2])))
     canvas = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
@@ -96,12 +114,27 @@ def draw(image: np.ndarray, target: dict, found: dict, classes, view: int = VIEW
         color = RED if missed[gt] else _color(gt)
         if missed[gt] or min(x2 - x1, y2 - y1) >= NAMED:
             vis.put_above(canvas, vis.plate(names[gt], color, LETTERS), boxes[gt])
-    for box, gt in zip(_pixels(found.get("boxes", ()), zoom), found["gt"], strict=False):
-        cv2.rectangle(canvas, box[:2], box[2:], _color(int(gt)), 1)
-    for at in np.argsort(-found["strides"], kind="stable"):  # small dots on top
-        x, y = (found["points"][at] * zoom).tolist()
-        _dot(canvas, x, y, zoom * (0.7 + found["strides"][at] / 10), _color(int(found["gt"][at])))
+    if "boxes" in found:
+        _draw_anchors(canvas, found, zoom)
+    _draw_dots(canvas, found, zoom)
+    _draw_ignored(canvas, found.get("ignored", np.zeros((0, 4))), zoom)
     return canvas
+
+
+def legend(target: dict, found: dict) -> list[tuple]:
+    """(colour, text) of what was counted in a sample and how `draw` shows it."""
+    missed, ignored = without_any(target, found).sum(), len(found.get("ignored", ()))
+    strides, numbers = np.unique(found["strides"], return_counts=True)
+    shares = ", ".join(f"{n} of stride {s}" for s, n in zip(strides, numbers, strict=True))
+    text = f"{len(target['boxes'])} boxes, {len(found['gt'])} positives"
+    entries = [(WHITE, f"{text}: {shares}" if shares else text)]
+    if predicted := found.get("predicted", np.zeros(0)).sum():
+        entries.append((CYAN, f"{predicted} through their predictions (dashed: only so)"))
+    if ignored:
+        entries.append((GREY, f"{ignored} ignored anchors, at 1/{SMALL} of their size"))
+    if missed:
+        entries.append((RED, f"{missed} without any"))
+    return entries
 
 
 def without_any(target: dict, found: dict) -> np.ndarray:
@@ -131,6 +164,11 @@ def table(sizes: np.ndarray, gt: np.ndarray, strides: np.ndarray, known_strides=
     return "\n".join(lines)
 
 
+def _sides(boxes: np.ndarray) -> np.ndarray:
+    """Square roots of areas [G]."""
+    return np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))
+
+
 def _pixels(boxes, zoom: float) -> list[list[int]]:
     return np.round(np.asarray(boxes, np.float64).reshape(-1, 4) * zoom).astype(int).tolist()
 
@@ -154,24 +192,56 @@ def _veil(canvas: np.ndarray, box):
     cv2.rectangle(canvas, (x1, y1), (x2, y2), GREY, 2)
 
 
-def _dot(canvas: np.ndarray, x: float, y: float, radius: float, color):
-    center, radius = (round(x), round(y)), max(round(radius), 2)
-    cv2.circle(canvas, center, radius + 1, RIM, cv2.FILLED, cv2.LINE_AA)
-    cv2.circle(canvas, center, radius, color, cv2.FILLED, cv2.LINE_AA)
+def _draw_anchors(canvas: np.ndarray, found: dict, zoom: float):
+    """Frames of the positive anchors, cut off where the picture ends."""
+    height, width = canvas.shape[:2]
+    taken = Counter()
+    for at, box in enumerate(_pixels(found["boxes"], zoom)):
+        x1, y1, x2, y2 = np.clip(box, 0, (width - 1, height - 1, width - 1, height - 1)).tolist()
+        # Another object's frame of the same anchor lies inside the first one.
+        inset = min(2 * taken[tuple(box)], (x2 - x1) // 2, (y2 - y1) // 2)
+        taken[tuple(box)] += 1
+        corner = x1 + inset, y1 + inset, x2 - inset, y2 - inset
+        _thin_frame(canvas, corner, _color(int(found["gt"][at])), not found["own"][at])
 
 
-def _strip(width: int, title: str, found: dict, missed: np.ndarray) -> np.ndarray:
-    """Two lines below a picture: its name, and how many positives lie on which stride."""
-    strip = np.full((58, width, 3), RIM, np.uint8)
-    cv2.putText(strip, title, (10, 22), FONT, 0.5, DIM, 1, cv2.LINE_AA)
-    numbers = zip(*np.unique(found["strides"], return_counts=True), strict=True)
-    shares = ", ".join(f"{number} of stride {stride}" for stride, number in numbers)
-    text = f"{len(missed)} boxes, {len(found['gt'])} positives"
-    parts = [(f"{text}: {shares}" if shares else text, WHITE)]
-    if missed.any():
-        parts.append((f"   {missed.sum()} without any", RED))
-    left = 10
-    for text, color in parts:
-        cv2.putText(strip, text, (left, 46), FONT, 0.55, color, 1, cv2.LINE_AA)
-        left += cv2.getTextSize(text, FONT, 0.55, 1)[0][0]
-    return strip
+def _draw_dots(canvas: np.ndarray, found: dict, zoom: float):
+    """A dot at each positive's point; those that share one lie around it."""
+    points = [tuple(point) for point in (found["points"] * zoom).tolist()]
+    sharing, drawn = Counter(points), Counter()
+    predicted = found.get("predicted", np.zeros(len(points), bool))
+    for at in np.argsort(-found["strides"], kind="stable"):  # small dots on top
+        point, radius = points[at], max(round(zoom * (0.6 + found["strides"][at] / 8)), 2)
+        outer = radius + (4 if predicted[at] else 1)
+        number = sharing[point]
+        away = outer / math.sin(math.pi / number) if number > 1 else 0.0
+        angle = 2 * math.pi * drawn[point] / number
+        drawn[point] += 1
+        x, y = point[0] + away * math.cos(angle), point[1] + away * math.sin(angle)
+        _dot(canvas, (round(x), round(y)), radius, _color(int(found["gt"][at])), predicted[at])
+
+
+def _draw_ignored(canvas: np.ndarray, anchors: np.ndarray, zoom: float):
+    """Small squares in the middle of the anchors [I, 4], so thin that dots below them show."""
+    middle = anchors.reshape(-1, 2, 2).mean(axis=1)  # [I, 2]
+    half = np.maximum(_sides(anchors) / (2 * SMALL), 1 / zoom)[:, None]
+    for x1, y1, x2, y2 in _pixels(np.concatenate((middle - half, middle + half), axis=1), zoom):
+        cv2.rectangle(canvas, (x1 - 1, y1 - 1), (x2 + 1, y2 + 1), RIM, 1)
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), GREY, 1)
+
+
+def _dot(canvas: np.ndarray, center, radius: int, color, rimmed: bool):
+    rings = ((radius + 4, RIM), (radius + 3, CYAN)) if rimmed else ()
+    for reach, ink in (*rings, (radius + 1, RIM), (radius, color)):
+        cv2.circle(canvas, center, reach, ink, cv2.FILLED, cv2.LINE_AA)
+
+
+def _thin_frame(canvas: np.ndarray, corner, color, dashed: bool):
+    x1, y1, x2, y2 = corner
+    x, y = np.arange(x1, x2 + 1), np.arange(y1, y2 + 1)
+    if dashed:
+        x, y = x[x // DASH % 2 == 0], y[y // DASH % 2 == 0]
+    for edge in (y1, y2):
+        canvas[edge, x] = color
+    for edge in (x1, x2):
+        canvas[y, edge] = color
