@@ -192,6 +192,13 @@ class YOLOF(Detector):
         boxes = decode_deltas(raw, self.anchors(images), **self.coder)
         return boxes, joint_logits(cls, obj, self.logit_clamp).sigmoid()
 
+    def step(self, images: Tensor, sizes: Tensor, state=None, new_video=None):
+        filled = self.fill_padding(images, sizes)
+        raw, obj, cls = self.network(filled)
+        # What had no loss in training has learnt nothing, also not to be silent.
+        obj = obj.masked_fill(~self.inside(filled, sizes), -math.inf)
+        return self.detections((raw, obj, cls), filled), None
+
     def detections(self, outputs: tuple[Tensor, Tensor, Tensor], images: Tensor) -> list[dict]:
         raw, obj, cls = outputs
         logits = joint_logits(cls.float(), obj.float(), self.logit_clamp)  # [B, M, C]

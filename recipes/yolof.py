@@ -50,7 +50,7 @@ class YolofOptions:
     ignore_on: str = option(
         "predictions", "whose IoU decides what is ignored", ("predictions", "anchors")
     )
-    image_mask: bool = option(True, "no loss in cells of the padding")
+    image_mask: bool = option(True, "no loss, and no detection, in cells of the padding")
     decode_method: int = option(2, "shift of a centre: 1 in strides, 2 in anchor sizes", (1, 2))
     ctr_clamp: float = option(
         32.0, "most that a centre moves, pixels; 0: neither centre nor size is limited", least=0.0

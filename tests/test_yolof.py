@@ -281,6 +281,18 @@ def test_an_anchor_may_give_several_classes_unless_only_its_best_counts():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("image_mask", [True, False])
+def test_cells_without_a_loss_detect_nothing(image_mask):
+    model = build(image_mask=image_mask, best_class=True, conf=0.01, nms=1.0, max_dets=1000).eval()
+    for layer in (model.head.obj_pred, model.head.cls_pred):
+        layer.weight.zero_()
+        layer.bias.fill_(1.0)
+    images, sizes = torch.zeros(1, 3, 128, 128, dtype=torch.uint8), torch.tensor([[40, 70]])
+    (found,), _ = model.step(images, sizes)
+    assert len(found["scores"]) == 5 * (2 * 3 if image_mask else 16)  # cells of 32 pixels
+
+
+@torch.no_grad()
 def test_detections_are_those_of_decode():
     model = build(conf=0.0, nms=1.0, max_dets=10000).eval()
     model.head.cls_pred.bias.normal_()
