@@ -154,7 +154,7 @@ def check_weight_flags(args: argparse.Namespace):
 def check_backbone_flags(args: argparse.Namespace, recipe: recipes.Recipe):
     """Raises UserError for options that the recipe's backbone does not know."""
     for name in sorted(models.OF_BACKBONE & args.given):
-        if name not in models.BACKBONES[recipe.backbone].takes:
+        if vars(args)[name] and name not in models.BACKBONES[recipe.backbone].takes:
             raise UserError(f"--{name} means nothing to {recipe.backbone}; leave it out")
 
 
@@ -189,7 +189,7 @@ def choose_recipe(args: argparse.Namespace) -> tuple[recipes.Recipe, frozenset[s
         recipe = replace(recipe, schedule=replace(recipe.schedule, warmup=args.warmup_epochs))
     published = recipe.pretrained and not args.vis_targets  # looking needs no weights
     if not (args.weight or args.backbone_weight or published):
-        if args.frozen:
+        if args.frozen and not args.vis_targets:
             raise UserError("--frozen keeps weights as they were read, and none are read here")
         recipe = recipes.without_weights(recipe)
     return recipe, frozenset(changes)
@@ -289,6 +289,12 @@ def plan(args: argparse.Namespace, splits=SPLITS) -> tuple[recipes.Recipe, list,
     return recipe, sets, said
 
 
+def model_line(recipe: recipes.Recipe) -> str:
+    """The model, its size, and what options it has other than the plain recipe's."""
+    options = recipes.changed_options(recipe)
+    return f"model: {recipe.version} at {recipe.size_text}{'; ' if options else ''}{options}"
+
+
 class Start(NamedTuple):
     """All that a run is begun, or gone on, with."""
 
@@ -341,7 +347,7 @@ def train(args: argparse.Namespace, device: torch.device) -> int:
         f"run: {folder}",
         f"train: {train_set.summary()}",
         f"val: {val_set.summary()}",
-        f"model: {recipe.version} at {recipe.size_text}",
+        model_line(recipe),
     ):
         tell(line)
     for sentence in said:
@@ -429,7 +435,7 @@ def show_targets(args: argparse.Namespace, device: torch.device) -> int:
     model = model.to(device)
     for line in (f"train: {train_set.summary()}", *said, *about):
         say(line)
-    say(f"model: {recipe.version} at {recipe.size_text}; {recipe.stages[0].text}")
+    say(f"{model_line(recipe)}; {recipe.stages[0].text}")
     options = vars(recipe.model)
     if options.get("matcher") in ("iou_topk", "l1_topk"):
         watched = options["ignore_thresh"] > 0 and options["ignore_on"] == "predictions"

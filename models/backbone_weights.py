@@ -50,31 +50,37 @@ def published(name: str) -> State:
     return from_torchvision(state)
 
 
-def read(path: str | Path, like: nn.Module) -> tuple[State, str | None]:
+def read(path: str | Path, like: nn.Module, name: str = "") -> tuple[State, str | None]:
     """(state, layout) of the backbone in a file, which is a detector's checkpoint, a ResNet under
-    torchvision's names, or a .pkl of Caffe2's; no layout where `like`, the backbone, has none."""
+    torchvision's names, or a .pkl of Caffe2's; no layout where `like`, the backbone, has none. With
+    the `name` of the backbone a detector on another one is refused."""
     path = Path(path)
     if path.suffix == ".pkl":
         state, layout = from_caffe2(read_arrays(path), path), "caffe"
     else:
-        state, layout = _from_checkpoint(convert.read(path))
+        state, layout, held = _from_checkpoint(convert.read(path))
+        if name and held not in ("", name):
+            raise UserError(
+                f"{path} holds a model on {held}, and this one is on {name}; give --backbone {held}"
+            )
     return state, layout if isinstance(like, ResNet) else None
 
 
-def _from_checkpoint(content: dict) -> tuple[State, str | None]:
+def _from_checkpoint(content: dict) -> tuple[State, str | None, str]:
+    """(state, layout, the backbone's name where the file tells it)."""
     state = checkpoint.find_state(content)
     if "layer1.0.conv1.weight" in state:
         state = from_torchvision(state)
         means = [value for name, value in state.items() if name.endswith(".running_mean")]
         # Those of Caffe were folded into weight and bias before they got torchvision's names.
-        return state, "torchvision" if any(mean.any() for mean in means) else "caffe"
+        return state, "torchvision" if any(mean.any() for mean in means) else "caffe", ""
     found = convert.opened(content)
     backbone = {
         name.removeprefix("backbone."): value
         for name, value in found.state.items()
         if name.startswith("backbone.")
     }
-    return backbone, found.recipe["model"].get("layout")
+    return backbone, found.recipe["model"].get("layout"), found.recipe.get("backbone", "")
 
 
 def load(backbone: nn.Module, state: State):

@@ -1,6 +1,8 @@
-"""Published checkpoints in our names, and what model they hold: each family has its own file.
+"""Turns a published checkpoint into one of this project: names, recipe and classes in one file.
 
-python -m models.convert IN OUT      # writes OUT with the recipe and class names beside it
+    python -m models.convert IN OUT
+
+Commands that take --weight do so by themselves. Each family's names stand in its own file.
 """
 
 import argparse
@@ -94,7 +96,9 @@ def _raise_missing(path: Path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], epilog="See docs/models.md."
+    )
     parser.add_argument("input", metavar="IN", help="checkpoint, ours or a published one")
     parser.add_argument("output", metavar="OUT", help="checkpoint to write")
     args = parser.parse_args()

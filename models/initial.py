@@ -24,13 +24,21 @@ def initial_model(
     expected = vars(recipe.model).get("layout", "torchvision")
     if weight:
         check_layout(weight.path, weight.recipe["model"].get("layout"), expected)
-        skipped = checkpoint.load_weights(model, weight.state, allow=model.class_layers)
+        told = _differences(weight.recipe["model"], vars(recipe.model))
+        try:
+            skipped = checkpoint.load_weights(model, weight.state, allow=model.class_layers)
+        except UserError as error:
+            if not told:
+                raise
+            raise UserError(f"{weight.path} was made with {told}: {error}") from error
         said = [f"weights: {weight.path}, {len(model.state_dict()) - len(skipped)} tensors"]
         if skipped:
             said.append(f"  another number of classes: {', '.join(skipped)} start untrained")
+        if told:
+            said.append(f"  they were trained with {told}")
         return model, said
     if backbone_weight:
-        state, layout = backbone_weights.read(backbone_weight, model.backbone)
+        state, layout = backbone_weights.read(backbone_weight, model.backbone, recipe.backbone)
         check_layout(backbone_weight, layout, expected)
         backbone_weights.load(model.backbone, state)
         return model, [f"weights of the backbone: {backbone_weight}; the rest starts untrained"]
@@ -42,6 +50,21 @@ def initial_model(
             f"weights of the backbone: published, of {recipe.backbone}; the rest starts untrained"
         ]
     return model, ["weights: none; all of the model starts untrained, and nothing of it is frozen"]
+
+
+def _differences(theirs: dict, ours: dict) -> str:
+    """The options of a file that are not those of the model, with both values."""
+    both = {name: (theirs[name], ours[name]) for name in theirs.keys() & ours.keys()}
+    return ", ".join(
+        f"{name} {_text(old)} (now {_text(new)})"
+        for name, (old, new) in sorted(both.items())
+        if _text(old) != _text(new)
+    )
+
+
+def _text(value) -> str:
+    """A value as one would type it; files hold lists where recipes hold tuples."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def check_layout(what, layout: str | None, expected: str):

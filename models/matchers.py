@@ -331,11 +331,13 @@ def _least(cost, boxes: Tensor, gt: Tensor, topk: int) -> Tensor:
     """The `topk` boxes [B or 1, M, 4] of least cost for each of gt [B, G, 4], least first, ties by
     index: int64 [B, G, k]. `cost` gives whole numbers, int32 [B, g, M]."""
     index = torch.arange(boxes.shape[1], device=gt.device)
-    chosen = []
-    for part in _parts(gt, boxes):
-        key = cost(boxes, part).long().mul_(2**32).add_(index)  # no two are equal
-        chosen.append(key.topk(min(topk, len(index)), dim=2, largest=False).values)
-    return torch.cat(chosen, dim=1) % 2**32
+    # Room for all results first: small ones left between large ones would keep a CPU's allocator
+    # from using the place of a part again for the next.
+    chosen = index.new_empty(*gt.shape[:2], min(topk, len(index)))
+    for part, rows in zip(_parts(gt, boxes), _parts(chosen, boxes), strict=True):
+        key = cost(boxes, part).long().mul_(2**32).add_(index)
+        rows.copy_(key.topk(rows.shape[2], dim=2, largest=False).values)
+    return chosen % 2**32
 
 
 def _parts(gt: Tensor, boxes: Tensor) -> tuple[Tensor, ...]:
@@ -380,5 +382,5 @@ def _last_overlapping(boxes: Tensor, gt: Tensor, valid: Tensor, thresh: float) -
     slots = torch.where(valid, slots, -1)[..., None]  # [B, G, 1]
     for part, slot in zip(_parts(gt, boxes), _parts(slots, boxes), strict=True):
         over = pairwise_iou(part, boxes, eps=1e-7) > thresh  # [B, g, M]
-        last = torch.maximum(last, torch.where(over, slot, -1).amax(1))
+        torch.maximum(last, torch.where(over, slot, -1).amax(1), out=last)
     return last

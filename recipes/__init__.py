@@ -39,6 +39,7 @@ __all__ = [
     "YolofSwitches",
     "YoloxOptions",
     "as_dict",
+    "changed_options",
     "can_end_plain",
     "fit_to_length",
     "for_dataset",
@@ -90,6 +91,18 @@ def with_backbone(recipe: Recipe, name: str) -> Recipe:
     """The recipe on another backbone, named after it; all else is as it was."""
     version = _FAMILIES[recipe.detector].version(name, recipe.model)
     return replace(recipe, backbone=name, version=version)
+
+
+def changed_options(recipe: Recipe) -> str:
+    """The options of the network that are not those of the recipe of its name; what is frozen
+    follows from the weights."""
+    plain = vars(RECIPES.get(recipe.version, RECIPES[PLAIN[recipe.detector]]).model)
+    plain = plain | {"frozen": vars(recipe.model).get("frozen")}
+    shown = {name: value for name, value in vars(recipe.model).items() if value != plain[name]}
+    return ", ".join(
+        f"{name} {','.join(map(str, value)) if isinstance(value, tuple) else value}"
+        for name, value in shown.items()
+    )
 
 
 def with_model(recipe: Recipe, changes: dict, options: dict) -> Recipe:

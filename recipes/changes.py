@@ -87,7 +87,9 @@ def fit_to_length(recipe: Recipe, updates: int, given: frozenset[str] = frozense
     listed = ", ".join(
         f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()
     )
-    return replace(recipe, **changes), [f"short run ({updates} updates): {listed or 'as it is'}"]
+    return replace(recipe, **changes), [
+        f"short run ({updates} updates): {listed or 'as in the recipe'}"
+    ]
 
 
 def narrowed(recipe: Recipe) -> tuple[int, int]:

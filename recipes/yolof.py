@@ -61,7 +61,7 @@ class YolofOptions:
     head_kernel: int = option(3, "side of the convolutions that predict", (1, 3))
     head_act: str = option("relu", "activation of encoder and decoder", ("relu", "lrelu"))
     logit_clamp: float = option(
-        LN_1E8, "largest logit in the exponentials of the objectness", least=0.0
+        LN_1E8, "largest logit in the exponentials of the objectness", least=0.0, most=80.0
     )
     best_class: bool = option(False, "one class an anchor, and no cut to the best 1000 scores")
 

@@ -231,7 +231,16 @@ REFUSED = [
         [*R18, "--backbone", "cspdarknet53"],
         ("cspdarknet53 are published", *TELLS),
     ),
-    ("weights of another backbone", [*R18, "--backbone_weight", "nano.pth"], "do not fit"),
+    (
+        "weights of another backbone",
+        [*R18, "--backbone_weight", "nano.pth"],
+        ("nano.pth holds a model on cspdarknet-nano", "--backbone cspdarknet-nano"),
+    ),
+    (
+        "options that the weights of a file do not have",
+        ["--weight", "nano.pth", "--width", "0.5"],
+        ("nano.pth was made with", "width 0.25 (now 0.5)", "do not fit"),
+    ),
     ("no such weights", [*R18, "--backbone_weight", "gone.pth"], "gone.pth"),
     (
         "a yolof option of yolox",
@@ -272,7 +281,7 @@ REFUSED = [
     ("a neck without depth", ["-v", "yolox-s", "--depth", -1], ("--depth", "of 0.05 or more")),
     ("a radius below 0", ["-v", "yolox-s", "--center_radius", -1], ("--center_radius", "of 0 or")),
     ("an unknown matcher", [*R18, "--matcher", "atss"], ("atss", "l1_topk")),
-    ("anchors that are words", [*R18, "--anchor_sizes", "32,big"], ("32,big", "32,64,128")),
+    ("anchors that are words", [*R18, "--anchor_sizes", "32,big"], ("32,big", "2,4,6,8")),
     ("a layout unknown", [*R18, "--layout", "keras"], ("keras", "caffe-rgb")),
     (
         "published weights of another layout",

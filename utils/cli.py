@@ -280,7 +280,9 @@ def numbers(text: str) -> tuple[int, ...]:
     """The type of a flag: whole numbers of 1 or more with commas between them."""
     parts = text.split(",")
     if not all(part.isdigit() and int(part) for part in parts):
-        raise argparse.ArgumentTypeError(f"{text} is not a list of whole numbers as in 32,64,128")
+        raise argparse.ArgumentTypeError(
+            f"{text} is not a list of whole numbers of 1 or more with commas between, as in 2,4,6,8"
+        )
     return tuple(int(part) for part in parts)
 
 
@@ -302,8 +304,11 @@ def _field_names(kinds: Iterable[type]) -> set[str]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name most like this one, or "" if none is."""
+    """The known name most like this one, or "" if none is; of those that it begins the first."""
     lower = {each.lower(): each for each in known}
+    for each in lower:
+        if each.startswith(f"{name.lower()}-"):
+            return lower[each]
     close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
     return lower[close[0]] if close else ""
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from utils import vis
 from utils.vis import GREY, PALETTE, RIM, WHITE
 
-# Of the boxes, in turn; none of them is like the red of a box without any positive.
-COLORS = tuple(PALETTE[i] for i in (2, 1, 3, 4, 5, 8, 11, 9))
+# Of the boxes, in turn; none is like the red of a box without any positive, or like CYAN.
+COLORS = tuple(PALETTE[i] for i in (2, 1, 3, 4, 10, 8, 11, 9))
 RED, CYAN = (40, 40, 255), (255, 255, 0)  # CYAN: found through a prediction
 VIEW, MOST_ZOOM = 1280, 4.0  # longer side of a picture, and by how much small inputs are enlarged
 LETTERS = 0.45  # size of the names, as OpenCV's factor
