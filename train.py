@@ -34,6 +34,7 @@ from utils.log import RunLog, say
 
 PUBLISHED_CONF = 0.001  # least score in the numbers that papers print
 SPLITS = ("train", "val")
+MANY_MISSED = 0.5  # objects of a batch without a positive, from which on a run tells of them
 PICTURES = 16  # validation images drawn at the end of a run
 # What may change when a run goes on; the rest is the run's own.
 FREE_ON_RESUME = frozenset(
@@ -416,6 +417,12 @@ def report(folder: Path, recipe, val_set, evaluation, device: torch.device, log:
     )
     for note in evaluator.compute()["notes"]:
         log.say(f"note: {note}")
+    missed = log.last("unmatched")
+    if missed and missed >= MANY_MISSED:
+        log.say(
+            f"note: {missed:.1f} objects of a batch matched nothing in the last updates; "
+            "--vis_targets draws them in red"
+        )
     log.say(f"curves:   {curves or 'not drawn: pip install matplotlib'}")
     log.say(f"pictures: {folder / 'detections'}")
     log.say(f"next:     {cli.python_command()} test.py --weight {folder / 'best.pth'} --show")

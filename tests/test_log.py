@@ -72,6 +72,13 @@ def test_cut_of_files_that_are_gone_or_shorter(tmp_path):
     assert (tmp_path / "log.jsonl").read_text() == ""
 
 
+def test_the_newest_number_of_a_name(tmp_path):
+    run = RunLog(tmp_path)
+    for record in ({"loss": 2.0, "missed": 3.0}, {"loss": 1.0}):
+        run.record(record)
+    assert (run.last("loss"), run.last("missed"), run.last("AP")) == (1.0, 3.0, None)
+
+
 def test_every_write_is_on_disk_at_once(tmp_path):
     run = RunLog(tmp_path)
     run.record({"step": 1})

@@ -78,7 +78,9 @@ def test_a_run_that_starts_from_nothing(trained):
     recipe = json.loads((run / "args.json").read_text())["recipe"]
     assert (recipe["img_size"], recipe["max_size"], recipe["pretrained"]) == (64, 0, False)
     assert recipe["model"]["frozen"] is False and recipe["ema_decay"] == 0
-    first, *_ = (json.loads(line) for line in (run / "log.jsonl").read_text().splitlines())
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    first, unmatched = lines[0], [line["unmatched"] for line in lines if "unmatched" in line]
+    assert ("objects of a batch matched nothing" in said) == (unmatched[-1] >= 0.5)
     terms = {"loss", "cls", "box", "positives", "per_object", "unmatched", "grad_norm"}
     assert terms <= first.keys() and "divisor" not in first
     assert first["positives"] > 0 and first["size"] == [64, 64]

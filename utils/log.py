@@ -56,6 +56,12 @@ class RunLog:
         """Appends a line to log.jsonl: the same numbers in every equal run, no clock, no speed."""
         self._append("log.jsonl", json.dumps(values))
 
+    def last(self, name: str) -> float | None:
+        """The newest number of this name in log.jsonl; None if there is none."""
+        lines = (self.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        found = [record[name] for record in map(json.loads, lines) if name in record]
+        return found[-1] if found else None
+
     def timing(self, values: dict):
         """Appends a line to timing.jsonl: seconds, images per second, waiting for data, memory."""
         self._append("timing.jsonl", json.dumps(values))
