@@ -121,15 +121,15 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def named_recipe(args: argparse.Namespace) -> recipes.Recipe:
+def named_recipe(args: argparse.Namespace, weight: models.Checkpoint | None) -> recipes.Recipe:
     """The recipe of the checkpoint (its backbone and options), else of -v, else the default."""
     version = args.version or recipes.DEFAULT
     if version not in recipes.RECIPES:
         raise UserError(cli.unknown("model", version, recipes.RECIPES))
-    if not args.weight:
+    if weight is None:
         recipe = recipes.RECIPES[version]
         return recipes.with_backbone(recipe, args.backbone) if args.backbone else recipe
-    found = models.read(args.weight).recipe
+    found = weight.recipe
     if args.version not in (None, found["version"]):
         raise UserError(f"{args.weight} holds {found['version']}, not {version}; leave -v out")
     if args.backbone not in (None, found["backbone"]):
@@ -144,12 +144,13 @@ def named_recipe(args: argparse.Namespace) -> recipes.Recipe:
     return recipes.with_model(recipes.RECIPES.get(found["version"], plain), changes, found["model"])
 
 
-def check_weight_flags(args: argparse.Namespace):
-    """Raises UserError for flags of the weights that do not go together."""
+def named_weight(args: argparse.Namespace) -> models.Checkpoint | None:
+    """The checkpoint to start from; a UserError for flags that do not go together with it."""
     if args.weight and args.backbone_weight:
         raise UserError("--weight holds a backbone already; give it or --backbone_weight")
     if args.backbone and args.backbone not in models.BACKBONES:
         raise UserError(cli.unknown("backbone", args.backbone, models.BACKBONES))
+    return models.read(args.weight) if args.weight else None
 
 
 def check_backbone_flags(args: argparse.Namespace, recipe: recipes.Recipe):
@@ -159,10 +160,11 @@ def check_backbone_flags(args: argparse.Namespace, recipe: recipes.Recipe):
             raise UserError(f"--{name} means nothing to {recipe.backbone}; leave it out")
 
 
-def choose_recipe(args: argparse.Namespace) -> tuple[recipes.Recipe, frozenset[str]]:
+def choose_recipe(
+    args: argparse.Namespace, weight: models.Checkpoint | None
+) -> tuple[recipes.Recipe, frozenset[str]]:
     """The recipe of the version with the data set's changes and the flags; the fields they gave."""
-    check_weight_flags(args)
-    recipe = recipes.for_dataset(named_recipe(args), args.dataset)
+    recipe = recipes.for_dataset(named_recipe(args, weight), args.dataset)
     check_backbone_flags(args, recipe)
     sides = cli.sides_of(args)
     if any(sides.values()):
@@ -280,20 +282,28 @@ def loader_of(records, recipe: recipes.Recipe, args, device, stage: recipes.Stag
     )
 
 
-def plan(args: argparse.Namespace, splits=SPLITS) -> tuple[recipes.Recipe, list, list[str]]:
-    """(recipe of a new run, the sets of these splits, sentences about the recipe)."""
-    recipe, given = choose_recipe(args)
+def plan(
+    args: argparse.Namespace, splits=SPLITS
+) -> tuple[recipes.Recipe, list, Detector, list[str]]:
+    """(recipe of a new run, the sets of these splits, the model before its first update, sentences
+    about recipe and weights)."""
+    weight = named_weight(args)
+    recipe, given = choose_recipe(args, weight)
     sets = [read_set(args, split) for split in splits]
     steps = max(1, len(sets[0]) // (recipe.batch_size * dist.world_size()))
     updates = math.ceil(steps / recipe.accumulate) * recipes.total_epochs(recipe)
     recipe, said = recipes.fit_to_length(recipe, updates, given)
-    return recipe, sets, said
+    model, about = initial_model(
+        recipe, sets[0].classes, weight=weight, backbone_weight=args.backbone_weight
+    )
+    return recipe, sets, model, said + about
 
 
 def model_line(recipe: recipes.Recipe) -> str:
     """The model, its size, and what options it has other than the plain recipe's."""
-    options = recipes.changed_options(recipe)
-    return f"model: {recipe.version} at {recipe.size_text}{'; ' if options else ''}{options}"
+    parts = [f"{name} {cli.typed(v)}" for name, v in recipes.changed_options(recipe).items()]
+    options = f"; {', '.join(parts)}" if parts else ""
+    return f"model: {recipe.version} at {recipe.size_text}{options}"
 
 
 class Start(NamedTuple):
@@ -307,21 +317,14 @@ class Start(NamedTuple):
     said: list[str]  # about recipe and weights
 
 
-def first_model(recipe: recipes.Recipe, classes, args) -> tuple[Detector, list[str]]:
-    """(the model before its first update, sentences about its weights)."""
-    weight = models.read(args.weight) if args.weight else None
-    return initial_model(recipe, classes, weight=weight, backbone_weight=args.backbone_weight)
-
-
 def start(args: argparse.Namespace) -> Start:
     """A new run, or the one to go on with; its folder is made when all else is there."""
     if args.resume is None:
-        recipe, sets, said = plan(args)
-        model, about = first_model(recipe, sets[0].classes, args)
+        recipe, sets, model, said = plan(args)
         parent = Path(args.save_folder) / args.dataset / recipe.version
         folder = dist.from_main(lambda: run_folder.numbered(parent))
         dist.from_main(lambda: run_folder.claim(folder))
-        return Start(folder, recipe, None, sets, model, said + about)
+        return Start(folder, recipe, None, sets, model, said)
     last = dist.from_main(lambda: run_folder.find(args.resume, args.save_folder))
     dist.from_main(lambda: run_folder.claim(last.parent))
     saved = dist.from_main(lambda: run_folder.read_last(last))
@@ -437,10 +440,9 @@ def show_targets(args: argparse.Namespace, device: torch.device) -> int:
         )
     if not dist.is_main():
         return 0
-    recipe, (train_set,), said = plan(args, SPLITS[:1])
-    model, about = first_model(recipe, train_set.classes, args)
+    recipe, (train_set,), model, said = plan(args, SPLITS[:1])
     model = model.to(device)
-    for line in (f"train: {train_set.summary()}", *said, *about):
+    for line in (f"train: {train_set.summary()}", *said):
         say(line)
     say(f"{model_line(recipe)}; {recipe.stages[0].text}")
     options = vars(recipe.model)

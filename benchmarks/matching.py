@@ -25,6 +25,7 @@ import models
 import recipes
 from benchmarks.turns import alternate
 from models.anchors import square_anchors
+from models.matchers import Rules
 from models.yolof import MATCHERS
 from utils import cli
 from utils.errors import UserError
@@ -32,7 +33,7 @@ from utils.log import say
 
 GRID, SIZES = (100, 200, 16), (16, 32, 64, 128, 256)  # 100,000 anchors
 LOOKS = 0.001  # seconds between two looks at the memory
-LIMITS = {"topk": 4, "pos_thresh": 0.15, "ignore_thresh": 0.7, "ignore_on": "predictions"}
+RULES = Rules(topk=4, pos_thresh=0.15, ignore_thresh=0.7, ignore_on="predictions")
 
 
 def add_flags(parser: cli.Parser):
@@ -141,7 +142,7 @@ def match_many(name: str, count: int, device: torch.device) -> tuple[float, int]
     watcher = threading.Thread(target=watch)
     watcher.start()
     began = time.perf_counter()
-    MATCHERS[name](*inputs, **LIMITS)
+    MATCHERS[name](*inputs, RULES)
     if cuda:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - began

@@ -4,7 +4,7 @@ B images, N locations, C classes. Images are BGR as OpenCV reads them, 0..255, u
 [B, 3, H, W], padded right and bottom; `sizes` [B, 2] is the (h, w) of their content.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -222,6 +222,12 @@ def without_covered(
     return [
         {key: part[index][:max_dets] for key, part in parts.items()} for index in range(num_images)
     ]
+
+
+def check_one_of(name: str, value: str | int, known: Collection):
+    """Raises UserError for an option, or what else `name` says, that is none of those known."""
+    if value not in known:
+        raise UserError(f"{name} is {value!r}; it can be {', '.join(map(str, known))}")
 
 
 def clipped(found: dict, size_hw: Tensor) -> dict:

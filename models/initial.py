@@ -4,7 +4,7 @@ import torch
 
 from models import Checkpoint, backbone_weights, build_model
 from models.detector import Detector
-from utils import checkpoint, dist
+from utils import checkpoint, cli, dist
 from utils.errors import UserError
 
 ALIKE = ("caffe", "caffe-rgb")  # layouts of the same strides, whose pixels one user mixed up
@@ -56,15 +56,10 @@ def _differences(theirs: dict, ours: dict) -> str:
     """The options of a file that are not those of the model, with both values."""
     both = {name: (theirs[name], ours[name]) for name in theirs.keys() & ours.keys()}
     return ", ".join(
-        f"{name} {_text(old)} (now {_text(new)})"
+        f"{name} {cli.typed(old)} (now {cli.typed(new)})"
         for name, (old, new) in sorted(both.items())
-        if _text(old) != _text(new)
+        if cli.typed(old) != cli.typed(new)
     )
-
-
-def _text(value) -> str:
-    """A value as one would type it; files hold lists where recipes hold tuples."""
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def check_layout(what, layout: str | None, expected: str):

@@ -41,6 +41,15 @@ class AnchorMatch(NamedTuple):
     owner: Tensor  # int64 [B, M], the box whose class an anchor learns, BACKGROUND or IGNORED
 
 
+class Rules(NamedTuple):
+    """How a matcher of anchors chooses."""
+
+    topk: int  # anchors that one box takes; `uniform`: and as many predictions
+    pos_thresh: float  # IoU of an anchor with its box, below which the pair does not count
+    ignore_thresh: float  # IoU with a box above which an anchor may be ignored; 0: none is
+    ignore_on: str  # whose IoU that is: that of "predictions" or "anchors"
+
+
 @torch.no_grad()
 def simota(
     pred: Tensor,
@@ -206,17 +215,7 @@ def _settle(claimed, claims, own, own_valid, cost, num_locations: int) -> tuple[
 
 
 @torch.no_grad()
-def uniform(
-    pred: Tensor,
-    anchors: Tensor,
-    gt: Tensor,
-    valid: Tensor,
-    *,
-    topk: int,
-    pos_thresh: float,
-    ignore_thresh: float,
-    ignore_on: str,
-) -> AnchorMatch:
+def uniform(pred: Tensor, anchors: Tensor, gt: Tensor, valid: Tensor, rules: Rules) -> AnchorMatch:
     """YOLOF's (arXiv 2103.09460): each box takes the k nearest predictions and the k nearest
     anchors, by the L1 distance of (cx, cy, w, h); ties go to the lower index.
 
@@ -232,7 +231,7 @@ def uniform(
     pred = _finite(pred)
     gt_units = _units(xyxy_to_cxcywh(gt))
     near = [
-        _least(_distances, _units(xyxy_to_cxcywh(boxes)), gt_units, topk)
+        _least(_distances, _units(xyxy_to_cxcywh(boxes)), gt_units, rules.topk)
         for boxes in (pred, anchors[None])
     ]
     anchor = torch.stack(near, dim=-1).permute(0, 2, 3, 1).flatten(1)  # [B, G, k, 2] -> [B, P]
@@ -240,56 +239,36 @@ def uniform(
     slot = (pair % num_gt).expand_as(anchor)
     predicted = (pair // num_gt % 2 == 0).expand_as(anchor)
     real = valid.gather(1, slot)
-    close = _overlaps(anchor, slot, anchors, gt) >= pos_thresh
+    close = _overlaps(anchor, slot, anchors, gt) >= rules.pos_thresh
     last = _last(pair, anchor, real, num_anchors)  # [B, M]
     learned = torch.where(close, slot, IGNORED).gather(1, last.clamp(min=0))
-    watched = pred if ignore_on == "predictions" else anchors[None]
-    over = _last_overlapping(watched, gt, valid, ignore_thresh) >= 0
+    watched = pred if rules.ignore_on == "predictions" else anchors[None]
+    over = _last_overlapping(watched, gt, valid, rules.ignore_thresh) >= 0
     rest = torch.where(over, IGNORED, BACKGROUND)
     owner = torch.where(last >= 0, learned, rest)
     return AnchorMatch(anchor, slot, real & close, predicted, owner)
 
 
 @torch.no_grad()
-def iou_topk(
-    pred: Tensor,
-    anchors: Tensor,
-    gt: Tensor,
-    valid: Tensor,
-    *,
-    topk: int,
-    pos_thresh: float,
-    ignore_thresh: float,
-    ignore_on: str,
-) -> AnchorMatch:
+def iou_topk(pred: Tensor, anchors: Tensor, gt: Tensor, valid: Tensor, rules: Rules) -> AnchorMatch:
     """Each box takes, of the k anchors of largest IoU, those above `pos_thresh`; see `_settled`."""
     if valid.shape[1] == 0:
         return _no_match(valid, len(anchors))
-    near = _least(_negative_overlaps, anchors[None], gt, topk)
-    return _settled(near, pred, anchors, gt, valid, pos_thresh, ignore_thresh, ignore_on)
+    near = _least(_negative_overlaps, anchors[None], gt, rules.topk)
+    return _settled(near, pred, anchors, gt, valid, rules)
 
 
 @torch.no_grad()
-def l1_topk(
-    pred: Tensor,
-    anchors: Tensor,
-    gt: Tensor,
-    valid: Tensor,
-    *,
-    topk: int,
-    pos_thresh: float,
-    ignore_thresh: float,
-    ignore_on: str,
-) -> AnchorMatch:
+def l1_topk(pred: Tensor, anchors: Tensor, gt: Tensor, valid: Tensor, rules: Rules) -> AnchorMatch:
     """Each box takes, of the k anchors whose corners are nearest by L1 distance, those that overlap
     it by more than `pos_thresh`; see `_settled`."""
     if valid.shape[1] == 0:
         return _no_match(valid, len(anchors))
-    near = _least(_distances, _units(anchors[None]), _units(gt), topk)
-    return _settled(near, pred, anchors, gt, valid, pos_thresh, ignore_thresh, ignore_on)
+    near = _least(_distances, _units(anchors[None]), _units(gt), rules.topk)
+    return _settled(near, pred, anchors, gt, valid, rules)
 
 
-def _settled(near, pred, anchors, gt, valid, pos_thresh, ignore_thresh, ignore_on) -> AnchorMatch:
+def _settled(near, pred, anchors, gt, valid, rules: Rules) -> AnchorMatch:
     """One box for each anchor, the last that took it, of the candidates `near` [B, G, k].
 
     What overlaps a box by more than `ignore_thresh` (0: nothing) is ignored: anchors box by box, so
@@ -298,13 +277,13 @@ def _settled(near, pred, anchors, gt, valid, pos_thresh, ignore_thresh, ignore_o
     num_gt, num_anchors = valid.shape[1], len(anchors)
     anchor = near.transpose(1, 2).flatten(1)  # [B, P]: rank, then box
     slot = (torch.arange(anchor.shape[1], device=gt.device) % num_gt).expand_as(anchor)
-    taken = valid.gather(1, slot) & (_overlaps(anchor, slot, anchors, gt) > pos_thresh)
+    taken = valid.gather(1, slot) & (_overlaps(anchor, slot, anchors, gt) > rules.pos_thresh)
     taker = _last(slot, anchor, taken, num_anchors)  # [B, M]
-    if ignore_on == "predictions":
-        over = _last_overlapping(_finite(pred), gt, valid, ignore_thresh) >= 0
+    if rules.ignore_on == "predictions":
+        over = _last_overlapping(_finite(pred), gt, valid, rules.ignore_thresh) >= 0
         owner = torch.where(over & (taker < 0), IGNORED, taker)
     else:
-        last_over = _last_overlapping(anchors[None], gt, valid, ignore_thresh)
+        last_over = _last_overlapping(anchors[None], gt, valid, rules.ignore_thresh)
         owner = torch.where(last_over > taker, IGNORED, taker)
     kept = taken & (owner.gather(1, anchor) == slot)
     return AnchorMatch(anchor, slot, kept, torch.zeros_like(kept), owner)

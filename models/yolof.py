@@ -14,9 +14,8 @@ from torch.nn import functional as F
 
 from models import losses, matchers
 from models.anchors import Level, cells, decode_deltas, square_anchors
-from models.detector import Detector, without_covered
+from models.detector import Detector, check_one_of, without_covered
 from models.layers import ConvBNAct
-from utils.errors import UserError
 
 CHANNELS = 512
 PRIOR = 0.01  # class scores of an untrained head, before the objectness
@@ -145,13 +144,13 @@ class YOLOF(Detector):
             nms=nms,
             max_dets=max_dets,
         )
-        _check_one_of("matcher", matcher, tuple(MATCHERS))
-        _check_one_of("ignore_on", ignore_on, ("predictions", "anchors"))
-        _check_one_of("decode_method", decode_method, (1, 2))
-        _check_one_of("loss_norm", loss_norm, ("batch", "image"))
-        _check_one_of("head_kernel", head_kernel, (1, 3))
-        self.matcher, self.topk, self.pos_thresh = matcher, topk, pos_thresh
-        self.ignore_thresh, self.ignore_on = ignore_thresh, ignore_on
+        check_one_of("yolof: matcher", matcher, MATCHERS)
+        check_one_of("yolof: ignore_on", ignore_on, ("predictions", "anchors"))
+        check_one_of("yolof: decode_method", decode_method, (1, 2))
+        check_one_of("yolof: loss_norm", loss_norm, ("batch", "image"))
+        check_one_of("yolof: head_kernel", head_kernel, (1, 3))
+        self.matcher = matcher
+        self.rules = matchers.Rules(topk, pos_thresh, ignore_thresh, ignore_on)
         self.image_mask, self.loss_norm, self.best_class = image_mask, loss_norm, best_class
         self.anchor_offset, self.logit_clamp = anchor_offset, logit_clamp
         self.stride = backbone.strides[-1]
@@ -220,7 +219,7 @@ class YOLOF(Detector):
 
     def loss(self, images: Tensor, targets: dict, weights: dict | None = None) -> dict:
         for name in weights or {}:
-            _check_one_of("the loss that a stage weighs", name, tuple(LOSS_WEIGHTS))
+            check_one_of("yolof: the loss that a stage weighs", name, LOSS_WEIGHTS)
         weights = LOSS_WEIGHTS | (weights or {})
         images = self.fill_padding(images, targets["size"])
         raw, obj, cls = self.outputs(images)
@@ -252,10 +251,7 @@ class YOLOF(Detector):
             anchors,
             targets["boxes"],
             targets["valid"],
-            topk=self.topk,
-            pos_thresh=self.pos_thresh,
-            ignore_thresh=self.ignore_thresh,
-            ignore_on=self.ignore_on,
+            self.rules,
         )
         return match._replace(valid=match.valid & inside.gather(1, match.anchor))
 
@@ -338,9 +334,3 @@ def _matched(match: matchers.AnchorMatch, valid: Tensor) -> Tensor:
     spare = match.gt.masked_fill(~match.valid, valid.shape[1])
     matched = F.pad(torch.zeros_like(valid), (0, 1))
     return matched.scatter(1, spare, torch.ones_like(match.valid))[:, :-1]
-
-
-def _check_one_of(name: str, value: str | int, known: tuple):
-    if value not in known:
-        known = ", ".join(str(one) for one in known)
-        raise UserError(f"yolof: {name} is {value!r}; it can be {known}")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models import losses, matchers
 from models.anchors import Level, cells
-from models.detector import Detector, without_covered
+from models.detector import Detector, check_one_of, without_covered
 from models.layers import ConvBNAct, conv_type
 from models.necks import FPN, PAFPN
 from utils.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
@@ -98,9 +98,9 @@ class YOLOX(Detector):
             nms=nms,
             max_dets=max_dets,
         )
-        _check_one_of("iou_loss", iou_loss, BOX_LOSSES)
-        _check_one_of("assign_cost", assign_cost, ASSIGN_COSTS)
-        _check_one_of("neck", neck, ("pafpn", "fpn"))
+        check_one_of("yolox: iou_loss", iou_loss, BOX_LOSSES)
+        check_one_of("yolox: assign_cost", assign_cost, ASSIGN_COSTS)
+        check_one_of("yolox: neck", neck, ("pafpn", "fpn"))
         if tuple(backbone.strides) != (8, 16, 32):
             raise UserError(f"YOLOX needs maps of strides 8, 16, 32, not {backbone.strides}")
         self.iou_loss, self.assign_cost, self.center_radius = iou_loss, assign_cost, center_radius
@@ -157,7 +157,7 @@ class YOLOX(Detector):
 
     def loss(self, images: Tensor, targets: dict, weights: dict | None = None) -> dict:
         for name in weights or {}:
-            _check_one_of("the loss that a stage weighs", name, tuple(LOSS_WEIGHTS))
+            check_one_of("yolox: the loss that a stage weighs", name, LOSS_WEIGHTS)
         weights = LOSS_WEIGHTS | (weights or {})
         images = self.fill_padding(images, targets["size"])
         raw, obj, cls = self.outputs(images)
@@ -257,8 +257,3 @@ def encode_cxcywh(boxes_cxcywh: Tensor, cell: Tensor, stride: Tensor) -> Tensor:
     """The raw outputs that would be decoded to these boxes."""
     scaled = boxes_cxcywh / stride
     return torch.cat((scaled[..., :2] - cell, (scaled[..., 2:] + 1e-8).log()), dim=-1)
-
-
-def _check_one_of(name: str, value: str, known: tuple[str, ...]):
-    if value not in known:
-        raise UserError(f"yolox: {name} is {value!r}; it can be {', '.join(known)}")

@@ -93,16 +93,12 @@ def with_backbone(recipe: Recipe, name: str) -> Recipe:
     return replace(recipe, backbone=name, version=version)
 
 
-def changed_options(recipe: Recipe) -> str:
+def changed_options(recipe: Recipe) -> dict:
     """The options of the network that are not those of the recipe of its name; what is frozen
     follows from the weights."""
     plain = vars(RECIPES.get(recipe.version, RECIPES[PLAIN[recipe.detector]]).model)
     plain = plain | {"frozen": vars(recipe.model).get("frozen")}
-    shown = {name: value for name, value in vars(recipe.model).items() if value != plain[name]}
-    return ", ".join(
-        f"{name} {','.join(map(str, value)) if isinstance(value, tuple) else value}"
-        for name, value in shown.items()
-    )
+    return {name: value for name, value in vars(recipe.model).items() if value != plain[name]}
 
 
 def with_model(recipe: Recipe, changes: dict, options: dict) -> Recipe:

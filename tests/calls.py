@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import benchmark
 import demo
 import eval as eval_script
 import test as test_script
@@ -17,6 +18,7 @@ SCRIPTS = {
     "eval": eval_script,
     "test": test_script,
     "demo": demo,
+    "benchmark": benchmark,
     "check": check,
     "convert": convert,
 }

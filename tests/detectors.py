@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 import models
 from models import yolof
@@ -72,3 +73,19 @@ def batch(num=2, size=SIZE, boxes=True, content=(SIZE, SIZE - 12)):
         for key in ("boxes", "labels", "valid"):
             targets[key] = targets[key][:, :0]
     return images, targets
+
+
+def loss_without_values(make, **options):
+    """The loss of the detector that `make` builds, for inputs of which no value is known: it may
+    ask for none, as that would wait for the device. Its gradient too has been computed."""
+    with FakeTensorMode():
+        images = torch.empty(2, 3, SIZE, SIZE, dtype=torch.uint8)
+        targets = {
+            "boxes": torch.empty(2, 7, 4),
+            "labels": torch.empty(2, 7, dtype=torch.long),
+            "valid": torch.empty(2, 7, dtype=torch.bool),
+            "size": torch.empty(2, 2, dtype=torch.long),
+        }
+        losses, _ = make().train()(images, targets, **options)
+        losses["loss"].backward()
+    return losses["loss"]

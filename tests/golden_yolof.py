@@ -95,22 +95,22 @@ def targets_of(name: str, arrays: dict, images: int) -> dict:
     return targets
 
 
-def rules(run: str, texts: dict) -> tuple:
-    """(function, options) of a matcher's run, from its name and its description."""
+def rules_of(run: str, texts: dict) -> tuple:
+    """(function, its rules) of a matcher's run, from its name and its description."""
     kind, topk = re.match(r"([a-z0-9]+)_k(\d+)", run).groups()
     text = texts[run.removesuffix("_igt")]
     kept = re.search(r"(?:kept when IoU[^>]*>=? ?|and )(0\.\d+)", text)
     ignored = re.search(r"IoU > (0\.\d+)", texts[run]) if run.endswith("_igt") else None
     if kind == "uniform":
         ignored = re.search(r"best IoU > (0\.\d+)", texts["uniform_k4"])  # k8: "the same"
-    options = {
-        "topk": int(topk),
-        "pos_thresh": float(kept[1]),
-        "ignore_thresh": float(ignored[1]) if ignored else 0.0,
-        "ignore_on": "predictions" if kind == "uniform" else "anchors",
-    }
+    rules = matchers.Rules(
+        topk=int(topk),
+        pos_thresh=float(kept[1]),
+        ignore_thresh=float(ignored[1]) if ignored else 0.0,
+        ignore_on="predictions" if kind == "uniform" else "anchors",
+    )
     function = {"uniform": matchers.uniform, "iou": matchers.iou_topk, "l1": matchers.l1_topk}
-    return function[kind], options
+    return function[kind], rules
 
 
 def check_matcher(case: dict, arrays: dict):
@@ -118,8 +118,8 @@ def check_matcher(case: dict, arrays: dict):
         targets = targets_of(name, arrays, facts["images"])
         anchors, pred = (torch.from_numpy(arrays[f"{name}/{key}"]) for key in ("anchors", "pred"))
         for run in (run for run in facts if run in case["runs"]):
-            match, options = rules(run, case["runs"])
-            result = match(pred, anchors, targets["boxes"], targets["valid"], **options)
+            match, rules = rules_of(run, case["runs"])
+            result = match(pred, anchors, targets["boxes"], targets["valid"], rules)
             for image in range(facts["images"]):
                 num_classes = facts["num_classes"]
                 compare_match(f"{name}/{run}", image, arrays, targets, result, num_classes)
@@ -182,7 +182,7 @@ def compare_losses(name: str, run: str, facts: dict, arrays: dict, options: dict
         assert match.valid.sum() == facts["official"]["num_pairs_in_box_loss"]
     positives = (match.owner >= 0).sum(1).float()
     # The seed counts erased positives in the divisor of the class loss: all it ever set.
-    model.ignore_thresh, ever = 0.0, positives
+    model.rules, ever = model.rules._replace(ignore_thresh=0.0), positives
     if run.startswith("seed"):
         ever = (model.match(deltas, targets, anchors, inside).owner >= 0).sum(1).float()
     sums = model.terms(deltas, logits, targets, anchors, match, inside)

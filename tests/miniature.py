@@ -1,6 +1,7 @@
 """A set in miniature, written in every format, for the tests of the readers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ import torch
 
 import models
 import recipes
+from data import synthetic
 from utils import checkpoint
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -137,6 +139,12 @@ def write_weight(path, classes, version="yolox-nano"):
     known = {"recipe": recipes.as_dict(recipe), "classes": list(classes)}
     checkpoint.save(path, {"model": model.state_dict(), **known})
     return path
+
+
+def write_synthetic(root, count):
+    """The first images of each part of the built-in set, in its place."""
+    few = replace(synthetic.SYNTHETIC, counts=(("train", count), ("val", count)))
+    synthetic._write_set(Path(root) / few.folder, few)
 
 
 def check_same(records, classes=("cat", "dog"), within=0.0):

@@ -4,11 +4,11 @@ from torch._subclasses import FakeTensorMode
 
 from models import matchers
 from models.anchors import square_anchors
-from models.matchers import BACKGROUND, IGNORED, iou_topk, l1_topk, uniform
+from models.matchers import BACKGROUND, IGNORED, Rules, iou_topk, l1_topk, uniform
 from utils.boxes import pairwise_iou, xyxy_to_cxcywh
 
 ANCHORS = square_anchors((3, 4, 32), torch.tensor([32.0, 64, 128]), 0.0)
-RULES = {"topk": 4, "pos_thresh": 0.15, "ignore_thresh": 0.7, "ignore_on": "predictions"}
+RULES = Rules(topk=4, pos_thresh=0.15, ignore_thresh=0.7, ignore_on="predictions")
 TOPK = {"iou": iou_topk, "l1": l1_topk}
 BATTERY = [uniform, iou_topk, l1_topk]
 
@@ -26,45 +26,47 @@ def nearest(boxes, gt, k):
     return chosen
 
 
-def reference_uniform(pred, anchors, gt, *, topk, pos_thresh, ignore_thresh, ignore_on):
+def reference_uniform(pred, anchors, gt, rules):
     """([(anchor, object, kept, predicted)], [what each anchor learns])."""
-    near = [nearest(xyxy_to_cxcywh(boxes), xyxy_to_cxcywh(gt), topk) for boxes in (pred, anchors)]
-    watched = pred if ignore_on == "predictions" else anchors
+    gt_cxcywh = xyxy_to_cxcywh(gt)
+    near = [nearest(xyxy_to_cxcywh(boxes), gt_cxcywh, rules.topk) for boxes in (pred, anchors)]
+    watched = pred if rules.ignore_on == "predictions" else anchors
     owner, pairs = [BACKGROUND] * len(anchors), []
     overlaps = pairwise_iou(watched, gt)
     for m in range(len(anchors)):
-        if ignore_thresh and len(gt) and overlaps[m].max() > ignore_thresh:
+        if rules.ignore_thresh and len(gt) and overlaps[m].max() > rules.ignore_thresh:
             owner[m] = IGNORED
     own = pairwise_iou(anchors, gt)
-    for rank in range(min(topk, len(anchors))):
+    for rank in range(min(rules.topk, len(anchors))):
         for kind, predicted in zip(near, (True, False), strict=True):
             for j in range(len(gt)):
                 m = kind[j][rank]
-                kept = not own[m, j] < pos_thresh
+                kept = not own[m, j] < rules.pos_thresh
                 pairs.append((m, j, kept, predicted))
                 owner[m] = j if kept else IGNORED
     return pairs, owner
 
 
-def reference_topk(kind, pred, anchors, gt, *, topk, pos_thresh, ignore_thresh, ignore_on):
+def reference_topk(kind, pred, anchors, gt, rules):
     own = pairwise_iou(anchors, gt)
     owner = [BACKGROUND] * len(anchors)
-    if ignore_on == "predictions" and ignore_thresh:
+    if rules.ignore_on == "predictions" and rules.ignore_thresh:
         for m, overlaps in enumerate(pairwise_iou(pred, gt)):
-            if len(gt) and overlaps.max() > ignore_thresh:
+            if len(gt) and overlaps.max() > rules.ignore_thresh:
                 owner[m] = IGNORED
     for j in range(len(gt)):
         if kind == "iou":
             units = (own[:, j] * 2**20).round().tolist()
-            chosen = sorted(range(len(anchors)), key=lambda m: (-units[m], m))[:topk]  # noqa: B023
+            order = sorted(range(len(anchors)), key=lambda m: (-units[m], m))  # noqa: B023
+            chosen = order[: rules.topk]
         else:
-            chosen = nearest(anchors, gt[j : j + 1], topk)[0]
-        taken = [m for m in chosen if own[m, j] > pos_thresh]
+            chosen = nearest(anchors, gt[j : j + 1], rules.topk)[0]
+        taken = [m for m in chosen if own[m, j] > rules.pos_thresh]
         for m in taken:
             owner[m] = j
-        if ignore_on == "anchors" and ignore_thresh:
+        if rules.ignore_on == "anchors" and rules.ignore_thresh:
             for m in range(len(anchors)):
-                if own[m, j] > ignore_thresh and m not in taken:
+                if own[m, j] > rules.ignore_thresh and m not in taken:
                     owner[m] = IGNORED
     return owner
 
@@ -107,18 +109,18 @@ def unpadded(match, image, valid):
     return pairs, [at if at < 0 else number[at] for at in match.owner[image].tolist()]
 
 
-def compare(function, pred, gt, valid, **rules):
-    match = function(pred, ANCHORS, gt, valid, **rules)
+def compare(function, pred, gt, valid, rules):
+    match = function(pred, ANCHORS, gt, valid, rules)
     for image in range(len(pred)):
         pairs, owner = unpadded(match, image, valid)
         inputs = pred[image], ANCHORS, gt[image][valid[image]]
         if function is uniform:
-            expected, owners = reference_uniform(*inputs, **rules)
+            expected, owners = reference_uniform(*inputs, rules)
             assert pairs == expected
             assert owner == owners
             continue
         kind = "iou" if function is iou_topk else "l1"
-        assert owner == reference_topk(kind, *inputs, **rules)
+        assert owner == reference_topk(kind, *inputs, rules)
         assert not any(predicted for *_, predicted in pairs)
         kept = sorted((anchor, gt) for anchor, gt, kept, _ in pairs if kept)
         assert kept == [(m, j) for m, j in enumerate(owner) if j >= 0]
@@ -129,10 +131,10 @@ def compare(function, pred, gt, valid, **rules):
 @pytest.mark.parametrize("ignore", [("predictions", 0.7), ("anchors", 0.3), ("anchors", 0.0)])
 @pytest.mark.parametrize("function", BATTERY)
 def test_equals_the_reference(function, ignore, on_grid):
-    rules = {**RULES, "ignore_on": ignore[0], "ignore_thresh": ignore[1]}
+    rules = RULES._replace(ignore_on=ignore[0], ignore_thresh=ignore[1])
     owners = []
     for seed in range(8):
-        owners.append(compare(function, *scene(seed, on_grid=on_grid), **rules).owner)
+        owners.append(compare(function, *scene(seed, on_grid=on_grid), rules).owner)
     owners = torch.cat(owners)
     assert (owners >= 0).any() and (owners == BACKGROUND).any()
     assert (owners == IGNORED).any() or ignore[1] == 0
@@ -142,16 +144,16 @@ def test_equals_the_reference(function, ignore, on_grid):
 def test_more_objects_than_anchors_and_more_wanted_than_there_are(function):
     pred, gt, valid = scene(3, num_gt=3 * len(ANCHORS))
     for topk in (1, 8, len(ANCHORS) + 5):
-        compare(function, pred, gt, valid, **{**RULES, "topk": topk})
+        compare(function, pred, gt, valid, RULES._replace(topk=topk))
 
 
 @pytest.mark.parametrize("function", BATTERY)
 def test_no_boxes(function):
     pred, gt, valid = scene(1)
-    match = function(pred, ANCHORS, gt[:, :0], valid[:, :0], **RULES)
+    match = function(pred, ANCHORS, gt[:, :0], valid[:, :0], RULES)
     assert all(part.shape == (2, 0) for part in match[:-1])
     assert (match.owner == BACKGROUND).all() and match.owner.shape == (2, len(ANCHORS))
-    match = function(pred, ANCHORS, gt, torch.zeros_like(valid), **RULES)
+    match = function(pred, ANCHORS, gt, torch.zeros_like(valid), RULES)
     assert not match.valid.any() and (match.owner == BACKGROUND).all()
 
 
@@ -159,14 +161,14 @@ def test_no_boxes(function):
 def test_batch_equals_single_images_and_chunks_change_nothing(function, monkeypatch):
     inputs = scene(5, num_images=3)
     pred, gt, valid = inputs
-    together = function(pred, ANCHORS, gt, valid, **RULES)
+    together = function(pred, ANCHORS, gt, valid, RULES)
     for image in range(3):
         part = slice(image, image + 1)
-        alone = function(pred[part], ANCHORS, gt[part], valid[part], **RULES)
+        alone = function(pred[part], ANCHORS, gt[part], valid[part], RULES)
         for one, other in zip(alone, together, strict=True):
             assert torch.equal(one, other[part])
     monkeypatch.setattr(matchers, "CHUNK", 1)
-    for one, other in zip(function(pred, ANCHORS, gt, valid, **RULES), together, strict=True):
+    for one, other in zip(function(pred, ANCHORS, gt, valid, RULES), together, strict=True):
         assert torch.equal(one, other)
 
 
@@ -176,10 +178,10 @@ def test_predictions_that_are_not_finite_are_far_away(function):
     for value in (float("nan"), float("inf"), -float("inf")):
         bad = pred.clone()
         bad[:, ::2] = value
-        match = function(bad, ANCHORS, gt, valid, **RULES)
+        match = function(bad, ANCHORS, gt, valid, RULES)
         far = pred.clone()
         far[:, ::2] = 1e7
-        expected = function(far, ANCHORS, gt, valid, **RULES)
+        expected = function(far, ANCHORS, gt, valid, RULES)
         for image in range(2):
             assert unpadded(match, image, valid) == unpadded(expected, image, valid)
 
@@ -187,14 +189,14 @@ def test_predictions_that_are_not_finite_are_far_away(function):
 def test_of_equally_near_anchors_the_lowest_index_is_taken():
     anchors = square_anchors((3, 3, 32), torch.tensor([64.0]), 0.5)
     middle = torch.tensor([[[16.0, 16, 80, 80]]])  # of the grid: 4 are 32 px away, 4 are 64
-    valid, rules = torch.ones(1, 1, dtype=torch.bool), {**RULES, "topk": 3}
+    valid, rules = torch.ones(1, 1, dtype=torch.bool), RULES._replace(topk=3)
     for function, expected in ((uniform, [4, 4, 1, 1, 3, 3]), (l1_topk, [4, 1, 3])):
-        match = function(anchors[None], anchors, middle, valid, **rules)
+        match = function(anchors[None], anchors, middle, valid, rules)
         assert match.anchor[0].tolist() == expected
     # Seen from the IoU the four beside it are alike too.
-    assert iou_topk(anchors[None], anchors, middle, valid, **rules).anchor[0].tolist() == [4, 1, 3]
+    assert iou_topk(anchors[None], anchors, middle, valid, rules).anchor[0].tolist() == [4, 1, 3]
     moved = (middle + 3000.7, anchors + 3000.7)  # where float32 would tell equal distances apart
-    match = uniform(moved[1][None], moved[1], moved[0], valid, **rules)
+    match = uniform(moved[1][None], moved[1], moved[0], valid, rules)
     assert match.anchor[0].tolist() == [4, 4, 1, 1, 3, 3]
 
 
@@ -202,7 +204,7 @@ def test_an_objects_last_pair_decides_what_an_anchor_learns():
     anchors = torch.tensor([[0.0, 0, 32, 32], [500, 500, 532, 532]])
     gt = torch.tensor([[[0.0, 0, 32, 32], [0, 0, 10, 10]]])  # the second overlaps by 0.098
     valid = torch.ones(1, 2, dtype=torch.bool)
-    match = uniform(anchors[None], anchors, gt, valid, **{**RULES, "topk": 1, "ignore_thresh": 0})
+    match = uniform(anchors[None], anchors, gt, valid, RULES._replace(topk=1, ignore_thresh=0))
     assert match.owner[0].tolist() == [IGNORED, BACKGROUND]
     assert match.anchor[0][match.valid[0]].tolist() == [0, 0]  # both pairs of the first: box losses
 
@@ -210,10 +212,10 @@ def test_an_objects_last_pair_decides_what_an_anchor_learns():
 def test_a_later_objects_ignore_erases_what_an_earlier_one_took():
     anchors = torch.tensor([[0.0, 0, 32, 32], [2, 0, 34, 32]])
     gt = torch.tensor([[[0.0, 0, 32, 32], [2.0, 0, 34, 32]]])
-    valid, rules = torch.ones(1, 2, dtype=torch.bool), {**RULES, "topk": 1}
-    match = l1_topk(anchors[None], anchors, gt, valid, **{**rules, "ignore_on": "anchors"})
+    valid, rules = torch.ones(1, 2, dtype=torch.bool), RULES._replace(topk=1)
+    match = l1_topk(anchors[None], anchors, gt, valid, rules._replace(ignore_on="anchors"))
     assert match.owner[0].tolist() == [IGNORED, 1] and match.valid[0].tolist() == [False, True]
-    match = l1_topk(anchors[None], anchors, gt, valid, **rules)
+    match = l1_topk(anchors[None], anchors, gt, valid, rules)
     assert match.owner[0].tolist() == [0, 1] and match.valid[0].all()
 
 
@@ -222,8 +224,8 @@ def test_a_later_objects_ignore_erases_what_an_earlier_one_took():
 def test_a_gpu_matches_alike(function):
     for seed in range(8):
         pred, gt, valid = scene(seed, num_gt=20, on_grid=seed % 2 == 0)
-        expected = function(pred, ANCHORS, gt, valid, **RULES)
-        found = function(pred.cuda(), ANCHORS.cuda(), gt.cuda(), valid.cuda(), **RULES)
+        expected = function(pred, ANCHORS, gt, valid, RULES)
+        found = function(pred.cuda(), ANCHORS.cuda(), gt.cuda(), valid.cuda(), RULES)
         for one, other in zip(found, expected, strict=True):
             assert torch.equal(one.cpu(), other)
 
@@ -237,7 +239,7 @@ def test_nothing_waits_for_the_device(function, ignore_on):
             torch.empty(36, 4),
             torch.empty(2, 6, 4),
             torch.empty(2, 6, dtype=torch.bool),
-            **{**RULES, "ignore_on": ignore_on},
+            RULES._replace(ignore_on=ignore_on),
         )
     assert match.owner.shape == (2, 36)
     assert match.valid.shape == (2, 4 * 6 * (1 + (function is uniform)))

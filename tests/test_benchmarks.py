@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import benchmark
-from benchmarks.matching import LIMITS, MATCHERS, many_inputs
+from benchmarks.matching import MATCHERS, RULES, many_inputs
 from tests.detectors import narrow_heads
 from tests.miniature import write_weight
 from utils.errors import UserError
@@ -65,7 +65,7 @@ def test_many_objects_are_matched_at_once(name):
     inputs = many_inputs(50, torch.device("cpu"))
     pred, anchors, gt, valid = (list(value.shape) for value in inputs)
     assert (pred, anchors, gt) == ([1, 100_000, 4], [100_000, 4], [1, 50, 4]) and valid == [1, 50]
-    match = MATCHERS[name](*inputs, **LIMITS)
+    match = MATCHERS[name](*inputs, RULES)
     assert match.valid.any(1).all() and len(match.gt[match.valid].unique()) > 40
 
 

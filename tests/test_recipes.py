@@ -193,7 +193,7 @@ def test_a_run_of_an_earlier_release_does_not_go_on():
 
 def test_options_other_than_the_recipes_are_named():
     recipe = recipes.without_weights(RECIPES["yolof-r50-c5"])
-    assert recipes.changed_options(recipe) == ""
+    assert recipes.changed_options(recipe) == {}
     changed = recipes.with_flags(recipe, {"topk": 6, "dilations": (1, 2)})
-    assert recipes.changed_options(changed) == "dilations 1,2, topk 6"
-    assert recipes.changed_options(RECIPES["yolox-nano"]) == ""
+    assert recipes.changed_options(changed) == {"dilations": (1, 2), "topk": 6}
+    assert recipes.changed_options(RECIPES["yolox-nano"]) == {}

@@ -1,4 +1,4 @@
-"""A killed run that is resumed ends with the bits of one that was never killed.
+"""A run that is killed or stopped, and goes on, ends with the bits of one that never was.
 
 `KILLS=10 pytest tests/test_resume.py` kills ten times at random moments; the suite kills twice.
 """
@@ -15,10 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.miniature import write_synthetic
+
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("KILLS", "2"))
+IMAGES = 48
 FLAGS = (
-    f"-d synthetic -v yolox-nano --img_size 64 --limit 96 --epochs {max(4, KILLS)} --batch_size 4 "
+    f"-d synthetic -v yolox-nano --img_size 64 --epochs {max(4, KILLS)} --batch_size 4 "
     "--accumulate 2 --eval_epoch 2 --device cpu"
 ).split()
 
@@ -86,7 +89,9 @@ def same_runs(one: Path, other: Path):
 
 @pytest.fixture(scope="module")
 def data_root(tmp_path_factory):
-    return tmp_path_factory.mktemp("datasets")
+    folder = tmp_path_factory.mktemp("datasets")
+    write_synthetic(folder, IMAGES)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -97,44 +102,35 @@ def uninterrupted(tmp_path_factory, data_root) -> Path:
     return folder / "synthetic" / "yolox-nano" / "1"
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_kill_and_resume_until_the_end(workers, uninterrupted, data_root, tmp_path):
-    rng = random.Random(workers)
-    flags = ["--num_workers", str(workers)]
-    run = start(tmp_path, data_root, *flags)
-    last = tmp_path / "synthetic" / "yolox-nano" / "1" / "last.pth"
+def position(checkpoint: Path) -> dict:
+    return torch.load(checkpoint, weights_only=True)["position"]
+
+
+def test_a_run_that_is_stopped_and_goes_on_ends_with_the_same_bits(
+    uninterrupted, data_root, tmp_path
+):
+    """Killed, then ended by Ctrl-C, in turn with two processes that read images and with none."""
+    rng, folder = random.Random(0), tmp_path / "synthetic" / "yolox-nano" / "1"
+    last, output = folder / "last.pth", tmp_path / "output.txt"
+    run = start(tmp_path, data_root, "--num_workers", "2")
     while not last.exists():
-        assert run.poll() is None, (tmp_path / "output.txt").read_text()
+        assert run.poll() is None, output.read_text()
         time.sleep(0.05)
-    kills = 0
-    while kills < KILLS:
-        time.sleep(rng.uniform(0.0, 1.5))
-        if run.poll() is not None:
-            break
-        os.killpg(run.pid, signal.SIGKILL)
-        run.wait()
-        kills += 1
-        before = torch.load(last, weights_only=True)["position"]
-        run = start(tmp_path, data_root, "--resume", *flags)
+    for stop in range(KILLS + 1):
+        time.sleep(rng.uniform(0.0, 0.3))
+        assert run.poll() is None, output.read_text()
+        if stop < KILLS:
+            os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
+        else:
+            os.kill(run.pid, signal.SIGINT)
+            assert run.wait(timeout=60) == 130
+            assert f"--resume {folder}" in output.read_text()
+        before, named = position(last), [] if stop < KILLS else [str(folder)]
+        workers = str(2 * (stop % 2))
+        run = start(tmp_path, data_root, "--resume", *named, "--num_workers", workers)
         # Until the resumed run has moved on, a kill would only repeat the one before.
-        while run.poll() is None and torch.load(last, weights_only=True)["position"] == before:
+        while run.poll() is None and position(last) == before:
             time.sleep(0.05)
-    assert run.wait(timeout=300) == 0, (tmp_path / "output.txt").read_text()
-    assert kills == KILLS
-    print(f"{kills} kills with {workers} workers")
-    same_runs(uninterrupted, last.parent)
-
-
-def test_ctrl_c_saves_at_the_step_and_the_run_goes_on(uninterrupted, data_root, tmp_path):
-    run = start(tmp_path, data_root)
-    folder = tmp_path / "synthetic" / "yolox-nano" / "1"
-    while not (folder / "best.pth").exists():
-        assert run.poll() is None, (tmp_path / "output.txt").read_text()
-        time.sleep(0.02)
-    os.kill(run.pid, signal.SIGINT)
-    assert run.wait(timeout=60) in (130, 0)
-    said = (tmp_path / "output.txt").read_text()
-    if run.returncode == 130:
-        assert "--resume" in said
-        assert finish(tmp_path, data_root, "--resume", str(folder)) == 0
+    assert run.wait(timeout=300) == 0, output.read_text()
     same_runs(uninterrupted, folder)

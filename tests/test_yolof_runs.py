@@ -1,4 +1,5 @@
-"""YOLOF from its flags to its pictures, on the set in miniature and without a network."""
+"""YOLOF from its flags to its pictures, on the set in miniature, with narrow heads and without a
+network."""
 
 import json
 import shutil
@@ -29,7 +30,7 @@ def fail(*_args, **_options):
 @pytest.fixture(scope="module")
 def offline():
     """No weights can be fetched, and none lie in a cache."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, narrow_heads():
         patch.setattr(torchvision_api, "load_state_dict_from_url", fail)
         patch.setattr(torch.hub, "load_state_dict_from_url", fail)
         yield
@@ -155,12 +156,11 @@ def test_a_run_goes_on_from_its_weights_and_its_backbones(call, trained, data_fl
 def test_a_run_that_keeps_the_images_shapes_and_goes_on(call, data_flags):
     flags = ["-v", "yolof-r18-c5", "--backbone", "cspdarknet-nano", "--no_pretrained", *SMALL[2:]]
     flags += ["--min_size", 64, "--max_size", 96, "--preset", "seed", "--epochs", 1]
-    with narrow_heads():
-        code, out, err = call("train", *data_flags, *flags)
-        assert code == 0, err
-        run = call.folder / "runs" / "voc" / "yolof-cspdarknet-nano-c5" / "1"
-        code, out, err = call("train", "--resume", run, "--epochs", 2, "--device", "cpu")
-        assert code == 0, err
+    code, out, err = call("train", *data_flags, *flags)
+    assert code == 0, err
+    run = call.folder / "runs" / "voc" / "yolof-cspdarknet-nano-c5" / "1"
+    code, out, err = call("train", "--resume", run, "--epochs", 2, "--device", "cpu")
+    assert code == 0, err
     assert "model: yolof-cspdarknet-nano-c5 at 64 to 96" in out
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 1, 2, 2]
@@ -316,7 +316,7 @@ def write_resnet(path):
 
 def recipe_of(monkeypatch, flags):
     monkeypatch.setattr(sys, "argv", ["train.py", *flags.split()])
-    return train_script.choose_recipe(train_script.parse_arguments())[0]
+    return train_script.choose_recipe(train_script.parse_arguments(), None)[0]
 
 
 def test_flags_make_the_recipe(monkeypatch):

@@ -47,12 +47,12 @@ def test_the_numbers_of_a_run(tmp_path):
 @pytest.mark.parametrize("name", ROWS)
 def test_every_row_is_a_training_that_starts(name, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", *flags_of(name, 2)])
-    recipe, given = train_script.choose_recipe(train_script.parse_arguments())
+    recipe, given = train_script.choose_recipe(train_script.parse_arguments(), None)
     assert (recipe.version, recipe.sides, recipe.seed) == ("yolof-r18-c5", (256, 256), 2)
     # 200 images in batches of 2: what the caption counts.
     assert recipe.batch_size * 300 == 200 * recipes.total_epochs(recipe)
     monkeypatch.setattr(sys, "argv", ["train.py", *flags_of("official", 2)])
-    official = train_script.choose_recipe(train_script.parse_arguments())
+    official = train_script.choose_recipe(train_script.parse_arguments(), None)
     assert ((recipe, given) == official) == (name == "official")
 
 

@@ -248,7 +248,7 @@ def add_options(parser: Parser, family: str, kinds: Iterable[type], plain: str):
             name, kind = field.name, types[field.name]
             if f"--{name}" in parser.flags():  # another family has it too: one flag serves both
                 continue
-            text = f"{field.metadata['help']} ({_shown(field.default)})"
+            text = f"{field.metadata['help']} ({typed(field.default)})"
             if kind is bool:
                 add_switch(group, name, text)
                 continue
@@ -267,13 +267,13 @@ def _within(kind: type, least: float | None, most: float | None) -> Callable:
     return whole(least) if kind is int else real(least, math.inf if most is None else most)
 
 
-def _shown(value) -> str:
-    """A default as one would type it."""
+def typed(value) -> str:
+    """An option's value as one would type it; files hold lists where recipes hold tuples."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, float):
         return f"{value:g}"
-    return ",".join(map(str, value)) if isinstance(value, tuple) else value
+    return ",".join(map(typed, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def numbers(text: str) -> tuple[int, ...]:
