@@ -8,7 +8,17 @@ Each part says in its own help what it measures and how. `--flops` is the part f
 import argparse
 import sys
 
-from benchmarks import evaluation, flops, inference, loading, matching, memory, step, video
+from benchmarks import (
+    evaluation,
+    flops,
+    inference,
+    loading,
+    matching,
+    memory,
+    operators,
+    step,
+    video,
+)
 from utils import cli
 from utils.errors import UserError
 from utils.log import say
@@ -21,6 +31,7 @@ PARTS = {
     "evaluation": evaluation,
     "matching": matching,
     "memory": memory,
+    "operators": operators,
     "video": video,
 }
 

@@ -7,6 +7,8 @@ import json
 import os
 from pathlib import Path
 
+import golden_corr
+import golden_dcnv3
 import golden_yolof
 import golden_yolof_net
 import golden_yolox
@@ -15,6 +17,7 @@ import pytest
 
 FOLDER = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "golden")
 CHECKERS = golden_yolox.CHECKERS | golden_yolof.CHECKERS | golden_yolof_net.CHECKERS
+CHECKERS |= golden_dcnv3.CHECKERS | golden_corr.CHECKERS
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)

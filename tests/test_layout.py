@@ -16,10 +16,10 @@ MAX_LINES = 500
 # What each room may import of the others; entry scripts may import one another.
 ARROWS = {
     **{
-        name: {"engine", "recipes", "models", "data", "utils", "benchmarks", *ENTRIES}
+        name: {"engine", "recipes", "models", "data", "utils", "cuda_ops", "benchmarks", *ENTRIES}
         for name in ENTRIES
     },
-    "benchmarks": {"engine", "recipes", "models", "data", "utils", "benchmarks"},
+    "benchmarks": {"engine", "recipes", "models", "data", "utils", "cuda_ops", "benchmarks"},
     "docs": {"engine", "recipes", "models", "data", "utils"},
     "engine": {"utils"},
     "recipes": {"recipes"},
