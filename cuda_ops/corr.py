@@ -21,6 +21,7 @@ from cuda_ops import library
 from cuda_ops.library import OPS
 
 AT_ONCE = 2**22  # products that the twin holds at a time
+MOST_RADIUS, MOST_STRIDE = 1023, 32767  # so that the kernels can count taps in 32 bits
 
 
 def corr_lookup(
@@ -70,7 +71,7 @@ def corr_lookup_twin(
 
 def corr_pyramid(fmap2: Tensor, levels: int) -> list[Tensor]:
     """The map itself and its averages over 2 x 2, 4 x 4, ... pixels, `levels` in all."""
-    if min(fmap2.shape[-2:]) >> (levels - 1) < 1:
+    if levels < 1 or min(fmap2.shape[-2:]) >> (levels - 1) < 1:
         raise ValueError(f"corr_pyramid: {tuple(fmap2.shape)} is too small for {levels} levels")
     maps = [fmap2]
     for _ in range(levels - 1):
@@ -80,8 +81,8 @@ def corr_pyramid(fmap2: Tensor, levels: int) -> list[Tensor]:
 
 def _twin(fmap1, fmap2, coords, radius, scale, window_stride, sparse) -> Tensor:
     device = fmap1.device.type
-    if torch.is_autocast_enabled(device):  # which would multiply in half precision
-        with torch.autocast(device, enabled=False):
+    if library.autocasts(device):  # which would multiply in half precision
+        with library.no_autocast(device):
             return _twin(fmap1, fmap2, coords, radius, scale, window_stride, sparse)
     batch, _, height, width = fmap1.shape
     wide = _wide(fmap1, *fmap2)
@@ -161,10 +162,12 @@ def _check(fmap1: Tensor, fmap2: list[Tensor], coords: Tensor, radius: int, wind
             f"corr_lookup: fmap1 {tuple(fmap1.shape)} must be [B, C, H, W] with at least one "
             f"channel, and fmap2 a list of maps"
         )
-    if radius < 0 or window_stride < 1:
-        raise ValueError(
-            f"corr_lookup: radius {radius} must be at least 0, window_stride {window_stride} 1"
-        )
+    for name, number, least, most in (
+        ("radius", radius, 0, MOST_RADIUS),
+        ("window_stride", window_stride, 1, MOST_STRIDE),
+    ):
+        if not least <= number <= most:
+            raise ValueError(f"corr_lookup: {name} {number} must be from {least} to {most}")
     batch, channels, height, width = fmap1.shape
     if tuple(coords.shape) != (batch, 2, height, width):
         wanted = (batch, 2, height, width)
@@ -181,7 +184,7 @@ def _check(fmap1: Tensor, fmap2: list[Tensor], coords: Tensor, radius: int, wind
             raise ValueError(
                 f"corr_lookup: fmap1 is on {fmap1.device}, level {level} of fmap2 on {fmap.device}"
             )
-        if fmap.dtype != fmap1.dtype and not torch.is_autocast_enabled(fmap.device.type):
+        if fmap.dtype != fmap1.dtype and not library.autocasts(fmap.device.type):
             raise ValueError(
                 f"corr_lookup: fmap1 is {fmap1.dtype}, level {level} of fmap2 {fmap.dtype}"
             )
@@ -247,6 +250,8 @@ def _backward(ctx, grad: Tensor):
 
 
 def _twin_backward(grad, fmap1, fmap2, coords, numbers, needs):
+    if torch.is_grad_enabled():  # the gradient's gradient is asked for
+        library.refuse_second_derivative("corr_lookup")
     fmap1 = fmap1.detach().requires_grad_(needs[0])
     fmap2 = [fmap.detach().requires_grad_(needs[1]) for fmap in fmap2]
     coords = coords.detach().requires_grad_(needs[2])
@@ -257,6 +262,10 @@ def _twin_backward(grad, fmap1, fmap2, coords, numbers, needs):
     grad1 = next(found) if needs[0] else None
     grad_coords = next(found) if needs[2] else None
     return grad1, list(found), grad_coords
+
+
+def _no_second(ctx, *grads):
+    library.refuse_second_derivative("corr_lookup")
 
 
 def _autocast(device: str):
@@ -280,3 +289,4 @@ OPS.impl("corr_lookup", _autocast("cuda"), "AutocastCUDA")
 torch.library.register_fake("cuda_ops::corr_lookup", _shape, lib=OPS)
 torch.library.register_fake("cuda_ops::corr_lookup_backward", _backward_shapes, lib=OPS)
 torch.library.register_autograd("cuda_ops::corr_lookup", _backward, setup_context=_save, lib=OPS)
+torch.library.register_autograd("cuda_ops::corr_lookup_backward", _no_second, lib=OPS)

@@ -58,40 +58,50 @@ def dcnv3_twin(
     remove_center: bool = False,
 ) -> Tensor:
     """The same in plain PyTorch: differentiable, exact in float64."""
-    kernel, stride, pad, dilation = map(_pair, (kernel, stride, pad, dilation))
-    _check(input, offset, mask, kernel, stride, pad, dilation, group, offset_scale, remove_center)
-    images, height, width, channels = input.shape
-    out_height, out_width = out_size(input.shape[1:3], kernel, stride, pad, dilation)
-    points = points_of(kernel, remove_center)
-    wide = torch.promote_types(offset.dtype, torch.float32)
-    wide = torch.promote_types(wide, input.dtype)
-
-    # Where each point lies, in pixels of the input.
-    cells = _cells(kernel, dilation, remove_center).to(offset.device, wide)  # [P, 2]
+    arguments = (*map(_pair, (kernel, stride, pad, dilation)), group, offset_scale, remove_center)
+    _check(input, offset, mask, *arguments)
+    kernel, stride, pad, dilation = arguments[:4]
+    channels = input.shape[3]
+    wide = torch.promote_types(torch.promote_types(offset.dtype, torch.float32), input.dtype)
     y, x = (
         torch.arange(count, dtype=wide, device=offset.device) * stride[axis]
         + (dilation[axis] * (kernel[axis] - 1) // 2 - pad[axis])
-        for axis, count in enumerate((out_height, out_width))
+        for axis, count in enumerate(mask.shape[1:3])
     )
     y, x = torch.meshgrid(y, x, indexing="ij")
     start = torch.stack([x, y], dim=-1)  # [Ho, Wo, 2]
-    moved = offset.to(wide).reshape(images, out_height, out_width, group, points, 2) + cells
+    cells = _cells(kernel, dilation, remove_center).to(offset.device, wide)  # [P, 2]
+    moved = offset.to(wide).unflatten(-1, (group, -1, 2)) + cells
     at = start[:, :, None, None] + offset_scale * moved  # [N, Ho, Wo, G, P, 2]
-
     # Not a number and far away are outside: read nothing, and have no gradient.
-    limits = at.new_tensor([width, height])
-    inside = ((at > -1) & (at < limits)).all(dim=-1, keepdim=True)
-    at = torch.where(inside, at, -2.0)
-    grid = (2 * at + 1) / limits - 1  # as grid_sample counts
-    grid = grid.permute(0, 3, 1, 2, 4, 5).flatten(2, 3).flatten(0, 1)  # [N*G, Ho*Wo, P, 2]
+    height, width = input.shape[1:3]
+    inside = (at > -1) & (at < torch.tensor([width, height], dtype=wide, device=at.device))
+    at = torch.where(inside.all(dim=-1, keepdim=True), at, -2.0)
+    at = at.permute(0, 3, 1, 2, 4, 5).flatten(2, 3).flatten(0, 1)  # [N*G, Ho*Wo, P, 2]
 
     maps = input.to(wide).unflatten(-1, (group, channels // group)).permute(0, 3, 4, 1, 2)
-    seen = F.grid_sample(maps.flatten(0, 1), grid, align_corners=False)  # [N*G, D, Ho*Wo, P]
-    weights = mask.to(wide).unflatten(-1, (group, points)).permute(0, 3, 1, 2, 4)
+    weights = mask.to(wide).unflatten(-1, (group, -1)).permute(0, 3, 1, 2, 4)
     weights = weights.flatten(2, 3).flatten(0, 1)  # [N*G, Ho*Wo, P]
-    total = (seen * weights[:, None]).sum(dim=-1)  # [N*G, D, Ho*Wo]
-    total = total.unflatten(0, (images, group)).flatten(1, 2).transpose(1, 2)
-    return total.reshape(images, out_height, out_width, channels).to(input.dtype)
+    total = (_read(maps.flatten(0, 1), at) * weights[:, None]).sum(dim=-1)  # [N*G, D, Ho*Wo]
+    total = total.unflatten(0, (-1, group)).flatten(1, 2).transpose(1, 2)  # [N, Ho*Wo, C]
+    return total.unflatten(1, mask.shape[1:3]).to(input.dtype).contiguous()
+
+
+def _read(maps: Tensor, at: Tensor) -> Tensor:
+    """Maps [N*G, D, H, W] read bilinearly at places in pixels, [N*G, D, Ho*Wo, P].
+
+    grid_sample counts from -1 to 1. With sides that are powers of two no whole pixel is moved by
+    that, so that the slope there is the one of the cell to its right and below, as in the kernels.
+    """
+    height, width = map(_power_of_two, maps.shape[2:])
+    maps = F.pad(maps, (0, width - maps.shape[3], 0, height - maps.shape[2]))
+    size = torch.tensor([width, height], dtype=at.dtype, device=at.device)
+    return F.grid_sample(maps, (2 * at + 1) / size - 1, align_corners=False)
+
+
+def _power_of_two(side: int) -> int:
+    """The next one; a side that is left open in an exported file stays as it is."""
+    return 1 << (side - 1).bit_length() if isinstance(side, int) else side
 
 
 def out_size(size: tuple, kernel: tuple, stride: tuple, pad: tuple, dilation: tuple) -> list[int]:
@@ -125,9 +135,18 @@ def _cells(kernel: tuple, dilation: tuple, remove_center: bool) -> Tensor:
 
 def _check(input, offset, mask, kernel, stride, pad, dilation, group, offset_scale, remove_center):
     """One sentence for whatever does not fit together."""
+    for name, numbers, least in (
+        ("kernel", kernel, 1),
+        ("stride", stride, 1),
+        ("dilation", dilation, 1),
+        ("group", (group,), 1),
+        ("pad", pad, 0),
+    ):
+        if min(numbers) < least:
+            raise ValueError(f"dcnv3: {name} {numbers} must be at least {least}")
     if remove_center and (kernel[0] != kernel[1] or kernel[0] % 2 == 0):
         raise ValueError(f"dcnv3: remove_center needs a square kernel of odd size, not {kernel}")
-    if input.ndim != 4 or input.shape[-1] % group:
+    if input.ndim != 4 or input.shape[-1] % group or min(input.shape[1:3]) < 1:
         raise ValueError(
             f"dcnv3: input {tuple(input.shape)} must be [N, H, W, C] with C a multiple of "
             f"group {group}"
@@ -136,12 +155,8 @@ def _check(input, offset, mask, kernel, stride, pad, dilation, group, offset_sca
         raise ValueError(
             f"dcnv3: input is on {input.device}, offset on {offset.device}, mask on {mask.device}"
         )
-    if mask.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
-        raise ValueError(f"dcnv3: input is {input.dtype}, mask {mask.dtype}")
-    half = input.dtype in (torch.float16, torch.bfloat16)
-    if offset.dtype != input.dtype and not (half and offset.dtype == torch.float32):
-        if not torch.is_autocast_enabled(input.device.type):
-            raise ValueError(f"dcnv3: input is {input.dtype}, offset {offset.dtype}")
+    if not library.autocasts(input.device.type):
+        _check_formats(input, offset, mask)
     size = out_size(input.shape[1:3], kernel, stride, pad, dilation)
     if min(size) < 1:
         raise ValueError(f"dcnv3: input {tuple(input.shape)} is smaller than kernel {kernel}")
@@ -152,6 +167,16 @@ def _check(input, offset, mask, kernel, stride, pad, dilation, group, offset_sca
     ):
         if tuple(given.shape) != shape:
             raise ValueError(f"dcnv3: {name} is {tuple(given.shape)}, should be {shape}")
+
+
+def _check_formats(input: Tensor, offset: Tensor, mask: Tensor):
+    if not input.is_floating_point():
+        raise ValueError(f"dcnv3: input is {input.dtype}")
+    if mask.dtype != input.dtype:
+        raise ValueError(f"dcnv3: input is {input.dtype}, mask {mask.dtype}")
+    half = input.dtype in (torch.float16, torch.bfloat16)
+    if offset.dtype != input.dtype and not (half and offset.dtype == torch.float32):
+        raise ValueError(f"dcnv3: input is {input.dtype}, offset {offset.dtype}")
 
 
 # The operator for torch.compile, torch.export, autograd and autocast.
@@ -169,7 +194,7 @@ OPS.define(
 
 def _plain(input: Tensor, offset: Tensor, mask: Tensor, *numbers) -> Tensor:
     library.announce("dcnv3", input.device.type)
-    return dcnv3_twin(input, offset, mask, *numbers).contiguous()
+    return dcnv3_twin(input, offset, mask, *numbers)
 
 
 def _shape(input: Tensor, offset: Tensor, mask: Tensor, *numbers) -> Tensor:
@@ -202,10 +227,16 @@ def _backward(ctx, grad: Tensor):
         tensor.detach().requires_grad_(need)
         for tensor, need in zip(ctx.saved_tensors, needs, strict=True)
     ]
+    if torch.is_grad_enabled():  # the gradient's gradient is asked for
+        library.refuse_second_derivative("dcnv3")
     with torch.enable_grad():
         output = dcnv3_twin(*leaves, *ctx.numbers)
     grads = iter(torch.autograd.grad(output, [leaf for leaf in leaves if leaf.requires_grad], grad))
     return *(next(grads) if need else None for need in needs), *unused
+
+
+def _no_second(ctx, *grads):
+    library.refuse_second_derivative("dcnv3")
 
 
 def _autocast(device: str):
@@ -215,7 +246,8 @@ def _autocast(device: str):
     def cast(input: Tensor, offset: Tensor, mask: Tensor, *numbers) -> Tensor:
         dtype = input.dtype
         if dtype != torch.float64:
-            dtype, offset = torch.get_autocast_dtype(device), offset.float()
+            dtype = torch.get_autocast_dtype(device)
+        offset = offset.to(torch.promote_types(dtype, torch.float32))
         with torch.autocast(device, enabled=False):
             return torch.ops.cuda_ops.dcnv3(input.to(dtype), offset, mask.to(dtype), *numbers)
 
@@ -228,6 +260,7 @@ OPS.impl("dcnv3", _autocast("cuda"), "AutocastCUDA")
 torch.library.register_fake("cuda_ops::dcnv3", _shape, lib=OPS)
 torch.library.register_fake("cuda_ops::dcnv3_backward", _backward_shapes, lib=OPS)
 torch.library.register_autograd("cuda_ops::dcnv3", _backward, setup_context=_save, lib=OPS)
+torch.library.register_autograd("cuda_ops::dcnv3_backward", _no_second, lib=OPS)
 
 
 class ToChannelsLast(nn.Module):
@@ -311,9 +344,10 @@ class DCNv3(nn.Module):
         return self.output_proj(output)
 
     def _offset(self, query: Tensor) -> Tensor:
-        """In float32 also under autocast: a point's place is the sum of large and small numbers."""
+        """In float32 also under autocast: a point's place is the sum of large and small numbers. So
+        the layer `offset` is not called, and hooks on it are not either."""
         wide = torch.promote_types(query.dtype, torch.float32)
-        with torch.autocast(query.device.type, enabled=False):
+        with library.no_autocast(query.device.type):
             return F.linear(query.to(wide), self.offset.weight.to(wide), self.offset.bias.to(wide))
 
     def _with_center(self, output: Tensor, values: Tensor, query: Tensor) -> Tensor:
@@ -324,7 +358,7 @@ class DCNv3(nn.Module):
 
 
 def _check_layer(channels, kernel, window, stride, pad, dilation, group):
-    if channels % group:
+    if group < 1 or channels % group:
         raise ValueError(f"DCNv3: channels {channels} are no multiple of group {group}")
     if window % 2 == 0:
         raise ValueError(f"DCNv3: dw_kernel_size {window} must be odd")

@@ -3,6 +3,7 @@
 Nothing here fails. What no kernel serves runs as plain PyTorch, and one line says why.
 """
 
+import contextlib
 import logging
 from functools import cache
 from typing import NamedTuple
@@ -16,26 +17,30 @@ OPS = torch.library.Library("cuda_ops", "DEF")  # the schemas stand in dcnv3.py 
 
 
 class Kernels(NamedTuple):
-    """What was loaded: kinds of device with kernels, and why others have none."""
+    """What was loaded: kinds of device with kernels, and why CPU or CUDA has none."""
 
     devices: tuple[str, ...]
     missing: str
 
 
 def load() -> Kernels:
-    """Loads the library, if one fits."""
+    """Loads the library that fits, that with CUDA if there are two."""
     found = compiled()
     fitting = [path for path in found if f"_{digest()}." in path.name]
     if not fitting:
         why = "was compiled from other sources or for another torch"
         return Kernels((), f"{found[0].name} {why}" if found else "nothing is compiled")
-    path = fitting[-1]  # that with CUDA, if there are two
-    try:
-        torch.ops.load_library(path)
-    except OSError as error:
-        return Kernels((), f"{path.name} cannot be loaded ({str(error).splitlines()[0]})")
-    devices = ("cpu", "cuda") if path.name.startswith(f"{LIBRARY}_cuda_") else ("cpu",)
-    return Kernels(devices, f"{path.name} was compiled for {' and '.join(devices)} only")
+    failed = ""
+    for path in reversed(fitting):
+        try:
+            torch.ops.load_library(path)
+        except OSError as error:
+            failed = f"{path.name} cannot be loaded ({str(error).splitlines()[0]})"
+            continue
+        if path.name.startswith(f"{LIBRARY}_cuda_"):
+            return Kernels(("cpu", "cuda"), "")
+        return Kernels(("cpu",), failed or f"{path.name} was compiled for the CPU alone")
+    return Kernels((), failed)
 
 
 KERNELS = load()
@@ -49,7 +54,23 @@ def serves(device: torch.device) -> bool:
 @cache
 def announce(operator: str, device: str):
     """Says, once for each operator and kind of device, that plain PyTorch is used, and why."""
-    logging.getLogger("cuda_ops").warning(
-        f"{operator} on {device} runs as plain PyTorch, slower: {KERNELS.missing}; "
-        f"to compile them: {COMMAND}"
-    )
+    why = f"{KERNELS.missing}; to compile it: {COMMAND}"
+    if device not in ("cpu", "cuda"):
+        why = f"there are no kernels for {device}"
+    text = f"{operator} on {device} runs as plain PyTorch, slower: {why}"
+    logging.getLogger("cuda_ops").warning(text)
+
+
+def autocasts(device: str) -> bool:
+    """Whether autocast is on for a kind of device, which may not know it at all."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def no_autocast(device: str):
+    """A context without autocast."""
+    return torch.autocast(device, enabled=False) if autocasts(device) else contextlib.nullcontext()
+
+
+def refuse_second_derivative(operator: str):
+    """Raises: without this the second derivative would be 0 without a word."""
+    raise RuntimeError(f"{operator} has no second derivative; {operator}_twin has")

@@ -4,7 +4,8 @@
     python cuda_ops/report.py --arch 90
 
 One row for each kernel and kind of GPU. "16-byte" counts the loads from global memory that fetch 16
-bytes or more, of all such loads in the kernel's text. Ends with 1 if a kernel spills registers.
+bytes or more, of all such loads in the kernel's text. Ends with 1 if a kernel spills registers, or
+if one that is made for vectors has no such load.
 """
 
 import argparse
@@ -16,7 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from sources import FOLDER, sources
+from setup import wheels_headers  # before torch looks for the toolkit
+from sources import CUDA, files
 from torch.utils import cpp_extension
 
 HEADINGS = ("kernel", "sm", "registers", "spilled", "stack", "shared", "16-byte loads")
@@ -24,6 +26,7 @@ ENTRY = r"Compiling entry function '(\w+)' for 'sm_(\w+)'"
 STACK = r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
 LOAD = r"\bld((?:\.[\w:]+)+)\s"  # ld.global.nc.v4.f32
 NOT_GLOBAL = {"param", "shared", "local", "const"}
+WIDTH = r"Li(\d+)E"  # numbers in a kernel's vector: its template's first int, as names have it
 
 
 class Kernel(NamedTuple):
@@ -35,6 +38,14 @@ class Kernel(NamedTuple):
     shared: int  # bytes, without those of the launch
     wide: int  # loads of 16 bytes or more
     loads: int
+
+    def faults(self) -> list[str]:
+        """What it should not do."""
+        width = re.search(WIDTH, self.name)
+        faults = [f"spills {self.spilled} bytes"] if self.spilled else []
+        if width and int(width[1]) > 1 and self.wide == 0:
+            faults.append("has no 16-byte loads")
+        return faults
 
 
 def load_widths(ptx: str) -> dict[str, list[int]]:
@@ -80,7 +91,7 @@ def compile_file(source: Path, arch: str, folder: Path) -> list[Kernel]:
     ptx = folder / f"{source.stem}.ptx"
     command = [tool("nvcc"), "-O3", "-std=c++20", *cpp_extension.COMMON_NVCC_FLAGS, "-ptx"]
     command += [f"-arch=compute_{arch}", str(source), "-o", str(ptx)]
-    for include in cpp_extension.include_paths("cuda"):
+    for include in [*cpp_extension.include_paths("cuda"), *wheels_headers()]:
         command += ["-isystem", include]
     subprocess.run(command, check=True)
     assemble = [tool("ptxas"), "-v", f"-arch=sm_{arch}", str(ptx), "-o", str(folder / "out.cubin")]
@@ -90,11 +101,10 @@ def compile_file(source: Path, arch: str, folder: Path) -> list[Kernel]:
 
 def tool(name: str) -> str:
     """A program of the CUDA toolkit."""
-    home = Path(cpp_extension.CUDA_HOME or "/usr/local/cuda") / "bin" / name
-    path = shutil.which(name) or (home if home.exists() else None)
-    if not path:
+    home = cpp_extension.CUDA_HOME
+    if not home or not (Path(home) / "bin" / name).exists():
         sys.exit(f"cuda_ops: no {name} found; install the CUDA toolkit, or set CUDA_HOME")
-    return str(path)
+    return str(Path(home) / "bin" / name)
 
 
 def plain_names(names: list[str]) -> list[str]:
@@ -127,16 +137,20 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--arch", nargs="+", default=["80", "90"], help="kinds of GPU (80 90)")
     arguments = parser.parse_args()
-    files = [FOLDER / name for name in sources(cuda=True) if name.endswith(".cu")]
     kernels = []
     with tempfile.TemporaryDirectory() as folder:
-        for source in files:
+        for source in files(CUDA):
             for arch in arguments.arch:
                 kernels += compile_file(source, arch, Path(folder))
     print(table(kernels))
-    spilled = [kernel for kernel in kernels if kernel.spilled]
-    if spilled:
-        sys.exit(f"{len(spilled)} of {len(kernels)} kernels spill registers")
+    names = plain_names([kernel.name for kernel in kernels])
+    faults = [
+        f"{name} for sm_{kernel.arch} {fault}"
+        for name, kernel in zip(names, kernels, strict=True)
+        for fault in kernel.faults()
+    ]
+    if faults:
+        sys.exit("\n".join(faults))
 
 
 if __name__ == "__main__":

@@ -7,25 +7,20 @@ import torch
 
 FOLDER = Path(__file__).resolve().parent
 LIBRARY = "kernels"  # name of what is compiled: kernels_cpu_DIGEST or kernels_cuda_DIGEST
+CPU, CUDA, HEADERS = (".cpp",), (".cu",), (".h", ".cuh")
 
 
-def sources(cuda: bool) -> list[str]:
-    """What is compiled, relative to this folder."""
-    suffixes = (".cpp", ".cu") if cuda else (".cpp",)
-    found = [path for path in (FOLDER / "src").iterdir() if path.suffix in suffixes]
-    return sorted(path.relative_to(FOLDER).as_posix() for path in found)
-
-
-def headers() -> list[str]:
-    """What the sources include."""
-    return sorted(str(path) for path in (FOLDER / "src").glob("*.[hc]*h"))
+def files(suffixes: tuple[str, ...]) -> list[Path]:
+    """The sources of these kinds; editors and systems leave hidden files among them."""
+    found = (FOLDER / "src").iterdir()
+    return sorted(p for p in found if p.suffix in suffixes and p.name[0] != "." and p.is_file())
 
 
 def digest() -> str:
     """Eight letters that change with the sources and with torch: only what was compiled from these,
     for this torch, is loaded."""
     found = hashlib.sha256(torch.__version__.encode())
-    for path in sorted((FOLDER / "src").iterdir()):
+    for path in files(CPU + CUDA + HEADERS):
         found.update(path.name.encode() + path.read_bytes())
     return found.hexdigest()[:8]
 

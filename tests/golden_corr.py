@@ -1,43 +1,51 @@
-"""Checker of the golden case of the correlation lookup, with and without compiled kernels.
+"""Checker of the golden cases of the correlation lookup: output and gradients, wherever it can run.
 
-Its arrays are named CASE/...; the gradient of the output is drawn from a seed made of their names.
+The gradient of the output is drawn from a seed made of the names of file and case.
 """
 
 import zlib
 
 import numpy as np
 import torch
-from golden_cases import check_relative
+from places import Place, here, near
 
 from cuda_ops import corr_lookup, corr_lookup_twin, corr_pyramid
 
-NEAR = 1e-10
+LIMIT = 1e-10  # of the largest entry, in float64
+PARTS = ("fmap1", "fmap2", "coords")
+
+
+def cases(case: dict, arrays: dict):
+    """Yields (name, [fmap1, fmap2, coords], (radius, levels), gradient of the output, {part:
+    wanted}); the parts are the output and the gradients of the three tensors."""
+    stored = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    for name, numbers in case["cases"].items():
+        tensors = [stored[f"{name}/{part}"] for part in PARTS]
+        wanted = {"output": stored[f"{name}/output"]}
+        wanted |= {part: stored[f"{name}/grad_{part}"] for part in PARTS}
+        if numbers["coords"] == "integer":
+            del wanted["coords"]  # the derivative jumps on whole pixels
+        seed = zlib.crc32(f"{case['name']}.{name}.grad_output".encode()) & 0x7FFFFFFF
+        grad = np.random.RandomState(seed).standard_normal(wanted["output"].shape)
+        window = (numbers["radius"], numbers["num_levels"])
+        yield name, tensors, window, torch.from_numpy(grad), wanted
+
+
+def check_place(case: dict, arrays: dict, place: Place):
+    for name, tensors, (radius, levels), grad, wanted in cases(case, arrays):
+        leaves = [tensor.to(place.device, copy=True).requires_grad_() for tensor in tensors]
+        fmap1, fmap2, coords = leaves
+        lookup = place.of(corr_lookup, corr_lookup_twin)
+        output = lookup(fmap1, corr_pyramid(fmap2, levels), coords, radius)
+        output.backward(grad.to(place.device))
+        found = dict(zip(PARTS, (leaf.grad for leaf in leaves), strict=True)) | {"output": output}
+        for part, expected in wanted.items():
+            near(found[part], expected, LIMIT, (name, place, part))
 
 
 def check_corr_lookup(case: dict, arrays: dict):
-    for name, config in case["cases"].items():
-        for lookup in (corr_lookup, corr_lookup_twin):
-            check_one(case, name, config, arrays, lookup)
-
-
-def check_one(case: dict, name: str, config: dict, arrays: dict, lookup):
-    fmap1, fmap2, coords = (
-        torch.from_numpy(arrays[f"{name}/{part}"]).requires_grad_()
-        for part in ("fmap1", "fmap2", "coords")
-    )
-    pyramid = corr_pyramid(fmap2, config["num_levels"])
-    output = lookup(fmap1, pyramid, coords, config["radius"])
-    what = f"{name}, {lookup.__name__}"
-    check_relative(output.detach(), arrays[f"{name}/output"], NEAR, what)
-    seed = zlib.crc32(f"{case['name']}.{name}.grad_output".encode()) & 0x7FFFFFFF
-    grad = np.random.RandomState(seed).standard_normal(output.shape)
-    output.backward(torch.from_numpy(grad))
-    checked = [("fmap1", fmap1), ("fmap2", fmap2)]
-    if config["coords"] != "integer":  # where the derivative is one-sided
-        checked.append(("coords", coords))
-    for part, tensor in checked:
-        expected = arrays[f"{name}/grad_{part}"]
-        check_relative(tensor.grad, expected, NEAR, f"{what}, gradient of {part}")
+    for place in here():
+        check_place(case, arrays, place)
 
 
 CHECKERS = {"corr_lookup": check_corr_lookup}

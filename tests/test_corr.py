@@ -1,27 +1,34 @@
 """The correlation lookup, wherever it can run, against loops written from its formula."""
 
 import math
+import sys
+from functools import cache
 
+import golden_corr
 import numpy as np
 import pytest
 import torch
-from operators import KERNELS, PLACES, TWINS, near
+from places import (
+    CPU_KERNEL,
+    CUDA_KERNEL,
+    KERNELS,
+    PLACES,
+    TWINS,
+    WINDOWS,
+    near,
+    near_all,
+    near_once_rounded,
+    on_late_streams,
+    same_for_any_threads,
+    stored,
+)
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cuda_ops import corr, corr_lookup, corr_lookup_twin, corr_pyramid
+from benchmarks import memory
+from benchmarks.operators import all_pairs, measure_memory
+from cuda_ops import corr, corr_lookup, corr_lookup_twin, corr_pyramid, library
 
-# Radius and the window's other numbers; the last two do not fit into one tile of the CUDA kernels.
-WINDOWS = {
-    "one position": dict(radius=0),
-    "plain": dict(radius=2),
-    "apart": dict(radius=2, window_stride=2),
-    "apart, sparse": dict(radius=2, window_stride=3, sparse=True),
-    "scaled": dict(radius=1, scale=-2.0),
-    "wide": dict(radius=6),
-    "wide, apart": dict(radius=3, window_stride=2),
-}
 LEVELS = ((7, 9), (3, 4), (5, 2), (1, 1))  # no pyramid, which no kernel may take for granted
 QUERIES = (4, 5)  # more than a strip, and not a multiple of one
 
@@ -49,6 +56,10 @@ def leaves(tensors: list) -> list[Tensor]:
     return [fmap1, *fmap2, coords]
 
 
+def grads(tensors: list) -> list[Tensor]:
+    return [tensor.grad for tensor in leaves(tensors)]
+
+
 def loops(fmap1, fmap2, coords, radius, scale=None, window_stride=1, sparse=False) -> Tensor:
     """The operator, position by position."""
     images, channels, height, width = fmap1.shape
@@ -71,53 +82,39 @@ def loops(fmap1, fmap2, coords, radius, scale=None, window_stride=1, sparse=Fals
     return torch.from_numpy(output.reshape(images, -1, height, width))
 
 
-def all_pairs(fmap1, fmap2, coords, radius, levels) -> Tensor:
-    """The usual way: the volume of all pairs, pooled, and read by grid_sample."""
-    batch, channels, height, width = fmap1.shape
-    volume = fmap1.flatten(2).transpose(1, 2) @ fmap2.flatten(2) / math.sqrt(channels)
-    volume = volume.reshape(-1, 1, *fmap2.shape[2:])  # [B*H*W, 1, H, W]
-    steps = torch.arange(-radius, radius + 1, dtype=coords.dtype)
-    window = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1)  # [R, R, 2]
-    found = []
-    for level in range(levels):
-        at = coords.permute(0, 2, 3, 1).reshape(-1, 1, 1, 2) / 2**level + window
-        grid = 2 * at / (torch.tensor(volume.shape[:1:-1], dtype=coords.dtype) - 1) - 1
-        read = F.grid_sample(volume, grid, align_corners=True)
-        found.append(read.reshape(batch, height, width, -1))
-        volume = F.avg_pool2d(volume, 2)
-    return torch.cat(found, dim=3).permute(0, 3, 1, 2)
+@cache
+def expected(name: str) -> Tensor:
+    return loops(*drawn(), **WINDOWS[name])
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
-def test_equals_the_formula(window, place):
+@pytest.mark.parametrize("name", WINDOWS)
+def test_equals_the_formula(name, place):
     fmap1, fmap2, coords = drawn()
-    wanted = loops(fmap1, fmap2, coords, **window)
     fmap2 = [fmap.to(place.device) for fmap in fmap2]
     lookup = place.of(corr_lookup, corr_lookup_twin)
-    near(lookup(fmap1.to(place.device), fmap2, coords.to(place.device), **window), wanted, 1e-12)
+    output = lookup(fmap1.to(place.device), fmap2, coords.to(place.device), **WINDOWS[name])
+    near(output, expected(name), 1e-12)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_golden(place):
+    golden_corr.check_place(*stored("corr_lookup"), place)
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_equals_all_pairs(place):
     size = (16, 19)
     fmap1, [fmap2], coords = moved(drawn(levels=[size], queries=size), place.device)
-    wanted = all_pairs(fmap1.cpu(), fmap2.cpu(), coords.cpu(), 3, 3)
-    lookup = place.of(corr_lookup, corr_lookup_twin)
-    output = lookup(fmap1, corr_pyramid(fmap2, 3), coords, 3)
+    wanted = all_pairs(fmap1, fmap2, coords, radius=3, levels=3)
+    output = place.of(corr_lookup, corr_lookup_twin)(fmap1, corr_pyramid(fmap2, 3), coords, 3)
     near(output, wanted, 1e-12)
-    grad = torch.randn(output.shape, dtype=output.dtype)
-    tensors = (fmap1, fmap2, coords)
-    slopes = torch.autograd.grad(wanted, tensors, grad)
-    for slope, other in zip(
-        torch.autograd.grad(output, tensors, grad.to(place.device)), slopes, strict=True
-    ):
-        near(slope, other, 1e-12)
+    tensors, grad = (fmap1, fmap2, coords), torch.randn_like(wanted)
+    slopes = (torch.autograd.grad(made, tensors, grad) for made in (output, wanted))
+    near_all(*slopes, 1e-12)
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("name", ["plain", "apart", "apart, sparse"])
-def test_gradients_are_the_slopes(name, place):
+def check_slopes(name: str, place):
     fmap1, fmap2, coords = drawn(channels=2, levels=((3, 4), (2, 2)), queries=(2, 2), seed=1)
     tensors = [fmap1[:1], [fmap[:1] for fmap in fmap2], coords[:1]]
     lookup = place.of(corr_lookup, corr_lookup_twin)
@@ -131,6 +128,17 @@ def test_gradients_are_the_slopes(name, place):
 
 
 @pytest.mark.parametrize("place", KERNELS)
+@pytest.mark.parametrize("name", ["plain", "apart", "apart, sparse"])
+def test_gradients_are_the_slopes(name, place):
+    check_slopes(name, place)
+
+
+@pytest.mark.parametrize("place", TWINS)
+def test_the_twin_s_gradients_are_the_slopes(place):
+    check_slopes("apart, sparse", place)
+
+
+@pytest.mark.parametrize("place", KERNELS)
 @pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
 @pytest.mark.parametrize("channels", [1, 3, 16, 130])
 def test_gradients_equal_the_twin_s(channels, window, place):
@@ -140,16 +148,13 @@ def test_gradients_equal_the_twin_s(channels, window, place):
     grad = torch.randn(wanted.shape, dtype=wanted.dtype)
     wanted.backward(grad)
     output.backward(grad.to(place.device))
-    for tensor, other in zip(leaves(given), leaves(exact), strict=True):
-        near(tensor.grad, other.grad, 1e-12)
+    near_all(grads(given), grads(exact), 1e-12)
 
 
 @pytest.mark.parametrize("place", KERNELS)
-@pytest.mark.parametrize(
-    "dtype, limit", [(torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 1e-2)], ids=str
-)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("channels", [3, 16, 72, 264])
-def test_dtypes(dtype, limit, channels, place):
+def test_dtypes(dtype, channels, place):
     """Lower precisions against float64 of the same rounded numbers: only gradients of maps are
     rounded, to the maps' own format."""
     tensors = drawn(channels, dtype=dtype)
@@ -159,13 +164,11 @@ def test_dtypes(dtype, limit, channels, place):
     )
     wanted, output = corr_lookup_twin(*exact, 2), corr_lookup(*given, 2)
     assert output.dtype == torch.float32
-    near(output, wanted, 1e-5)
     grad = torch.randn(wanted.shape)
     wanted.backward(grad.double())
     output.backward(grad.to(place.device))
-    for tensor, other in zip(leaves(given), leaves(exact), strict=True):
-        assert tensor.grad.dtype == tensor.dtype
-        near(tensor.grad, other.grad, limit)
+    assert [grad.dtype for grad in grads(given)] == [tensor.dtype for tensor in leaves(given)]
+    near_once_rounded([output, *grads(given)], [wanted, *grads(exact)], place.device)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -211,10 +214,7 @@ def test_any_layout_in_memory(place):
         fmap1, fmap2, coords = tensors
         output = corr_lookup(layout(fmap1), [layout(fmap) for fmap in fmap2], layout(coords), 2)
         near(output, wanted, 1e-14)
-        for slope, other in zip(
-            torch.autograd.grad(output, leaves(tensors), layout(grad)), slopes, strict=True
-        ):
-            near(slope, other, 1e-14)
+        near_all(torch.autograd.grad(output, leaves(tensors), layout(grad)), slopes, 1e-14)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -241,28 +241,45 @@ def test_the_coordinates_gradient_can_be_left_out(place):
     some = moved(drawn(), place.device)
     lookup(*some, 2, coords_grad=False).square().sum().backward()
     assert some[2].grad is None
-    for tensor, other in zip(leaves(some)[:-1], leaves(full)[:-1], strict=True):
-        near(tensor.grad, other.grad, 1e-14)
+    near_all(grads(some)[:-1], grads(full)[:-1], 1e-14)
 
 
-@pytest.mark.skipif(KERNELS[0].marks[0].args[0], reason="no compiled kernel for the CPU")
+@pytest.mark.parametrize("needed", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize("name", ["scaled", "apart, sparse"])
+def test_gradients_without_a_library(name, needed, monkeypatch):
+    monkeypatch.setattr(library, "KERNELS", library.Kernels((), "none"))
+    given, exact = moved(drawn(), "cpu"), moved(drawn(), "cpu")
+    for tensors in (given, exact):
+        for index, tensor in enumerate(tensors):
+            for leaf in tensor if index == 1 else [tensor]:
+                leaf.requires_grad_(index in needed)
+    window = dict(scale=0.5, window_stride=1, sparse=False) | WINDOWS[name]
+    wanted, output = corr_lookup_twin(*exact, **window), corr_lookup(*given, **window)
+    numbers = (window[part] for part in ("radius", "scale", "window_stride", "sparse"))
+    assert torch.equal(corr._plain(*given, *numbers), wanted)
+    grad = torch.randn_like(wanted)
+    wanted.backward(grad)
+    output.backward(grad)
+    for one, other in zip(grads(given), grads(exact), strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            near(one, other, 1e-14)
+
+
+@pytest.mark.parametrize("place", CPU_KERNEL)
 @pytest.mark.parametrize("channels", [3, 16, 72])
-def test_the_cpu_s_gradients_are_the_same_bits_for_any_threads(channels):
-    found, threads = [], torch.get_num_threads()
-    for count in (1, 2, 3, 8):
-        torch.set_num_threads(count)
-        tensors = moved(drawn(channels, dtype=torch.float32, queries=(9, 11)), "cpu")
+def test_the_same_bits_for_any_threads(channels, place):
+    def run():
+        tensors = moved(drawn(channels, dtype=torch.float32, queries=(9, 11)), place.device)
         output = corr_lookup(*tensors, 2)
-        output.square().sum().backward()
-        found.append([output.detach(), *(tensor.grad for tensor in leaves(tensors))])
-    torch.set_num_threads(threads)
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+        return output, *torch.autograd.grad(output.square().sum(), leaves(tensors))
+
+    same_for_any_threads(run)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_deterministic_mode_refuses_atomics():
-    fmap1, fmap2, coords = moved(drawn(), "cuda")
+@pytest.mark.parametrize("place", CUDA_KERNEL)
+def test_deterministic_mode_refuses_atomics(place):
+    fmap1, fmap2, coords = moved(drawn(), place.device)
     torch.use_deterministic_algorithms(True)
     try:
         output = corr_lookup(fmap1, [fmap.detach() for fmap in fmap2], coords, 2)
@@ -273,17 +290,23 @@ def test_deterministic_mode_refuses_atomics():
         torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_two_streams():
-    fmap1, fmap2, coords = moved(drawn(16, dtype=torch.float32, queries=(40, 50)), "cuda")
-    wanted = corr_lookup(fmap1, fmap2, coords, 2)
-    streams, found = [torch.cuda.Stream() for _ in range(2)], []
-    torch.cuda.synchronize()
-    for stream in streams:
-        with torch.cuda.stream(stream):
-            found += [corr_lookup(fmap1, fmap2, coords, 2) for _ in range(20)]
-    torch.cuda.synchronize()
-    assert all(torch.equal(output, wanted) for output in found)
+@pytest.mark.parametrize("place", CUDA_KERNEL)
+def test_two_streams(place):
+    def run(tensors):
+        fmap1, *fmap2, coords = (tensor.detach().requires_grad_() for tensor in tensors)
+        output = corr_lookup(fmap1, fmap2, coords, 2)
+        return output, *torch.autograd.grad(output, (fmap1, *fmap2, coords), output.detach())
+
+    tensors = drawn(16, dtype=torch.float32, queries=(40, 50))
+    on_late_streams(run, leaves(moved(tensors, place.device)))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
+@pytest.mark.parametrize("place", CPU_KERNEL)
+def test_a_tenth_of_all_pairs_memory(place):
+    arguments = ("kernel", "forward + backward", 1, (96, 128, 8), torch.device(place.device))
+    most = memory.in_fresh_process(measure_memory, *arguments)
+    assert most < (96 * 128) ** 2 * 4 / 10
 
 
 class Largest(TorchDispatchMode):
@@ -310,8 +333,7 @@ def test_the_twin_never_holds_all_pairs(monkeypatch):
         output = corr_lookup_twin(*few, 1)
         output.square().sum().backward()
     near(output, wanted, 1e-14)
-    for tensor, other in zip(leaves(few), leaves(whole), strict=True):
-        near(tensor.grad, other.grad, 1e-12)
+    near_all(grads(few), grads(whole), 1e-12)
     assert largest.numbers <= 20_000 < 2 * (24 * 30) ** 2
 
 
@@ -340,8 +362,8 @@ def test_the_pyramid():
         (dict(fmap2=[torch.zeros(2, 5, 7, 9, device="meta")]), "level 0 of fmap2 on meta"),
         (dict(coords=torch.zeros(2, 2, 5, 4)), "coords is (2, 2, 5, 4), should be (2, 2, 4, 5)"),
         (dict(coords=torch.zeros(2, 2, 4, 5, device="meta")), "coords on meta"),
-        (dict(radius=-1), "radius -1 must be at least 0"),
-        (dict(window_stride=0), "window_stride 0"),
+        (dict(radius=-1), "radius -1 must be from 0 to"),
+        (dict(window_stride=0), "window_stride 0 must be from 1 to"),
     ],
 )
 @pytest.mark.parametrize("function", [corr_lookup, corr_lookup_twin])
@@ -383,8 +405,7 @@ def test_compiles_and_exports_whole(place):
 
     found = torch.compile(total, fullgraph=True, backend="aot_eager")(*tensors)
     near(found, wanted, 1e-14)
-    for slope, other in zip(torch.autograd.grad(found, leaves(tensors)), slopes, strict=True):
-        near(slope, other, 1e-14)
+    near_all(torch.autograd.grad(found, leaves(tensors)), slopes, 1e-14)
 
     class Lookup(torch.nn.Module):
         def forward(self, fmap1, fmap2, coords):
@@ -411,3 +432,24 @@ def test_places_and_sums_stay_wide_under_autocast(place):
     output.sum().backward()
     for tensor in leaves(tensors):
         assert tensor.grad.dtype == tensor.dtype
+
+
+@pytest.mark.parametrize("place", TWINS)
+def test_autocast_compiles_whole(place):
+    fmap1, fmap2, coords = drawn(dtype=torch.float32)
+    tensors = moved([fmap1, [fmap.bfloat16() for fmap in fmap2], coords], place.device)
+
+    def step(fmap1, fmap2, coords):
+        with torch.autocast(place.device, dtype=torch.bfloat16):
+            return corr_lookup(fmap1, fmap2, coords, 2)
+
+    wanted, output = (
+        step(*tensors),
+        torch.compile(step, fullgraph=True, backend="aot_eager")(*tensors),
+    )
+    assert output.dtype == torch.float32
+    near(output, wanted, 0)
+    slopes = (
+        torch.autograd.grad(made, leaves(tensors), wanted.detach()) for made in (output, wanted)
+    )
+    near_all(*slopes, 1e-6)

@@ -1,22 +1,17 @@
 """CUDA's kernels run on the CPU and compared with the twins, under the emulator's watch."""
 
-import json
-import zlib
-from pathlib import Path
-
-import numpy as np
+import golden_corr
+import golden_dcnv3
 import pytest
 import torch
 from emulator import DTYPES, MISSING, Arena, build, call
-from golden_dcnv3 import arguments
-from operators import near
+from places import WINDOWS, near_all, near_once_rounded, stored
 
 from cuda_ops import corr_lookup_twin, corr_pyramid, dcnv3_twin
 from cuda_ops.dcnv3 import out_size, points_of
 
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
-GOLDEN = Path(__file__).parent / "golden"
-NEAR = dict(zip(DTYPES, (1e-12, 1e-5, 1e-3, 8e-3), strict=True))  # of the largest entry
+NEAR = 1e-12  # of the largest entry, in float64
 WIDE = {torch.float64: torch.float64}  # what is summed in, if not float32
 FORWARD, BACKWARD_POINTS, BACKWARD_INPUT = range(3)
 LOOKUP, GRAD_FMAP1, GRAD_FMAP1_COORDS, GRAD_FMAP2 = range(4)
@@ -35,13 +30,6 @@ def dcnv3_library(folder):
 @pytest.fixture(scope="module")
 def corr_library(folder):
     return build("corr", folder)
-
-
-def golden(name: str) -> tuple[dict, dict]:
-    """A golden file's cases and arrays."""
-    cases = json.loads((GOLDEN / f"{name}.json").read_text())["cases"]
-    with np.load(GOLDEN / f"{name}.npz") as file:
-        return cases, {key: torch.from_numpy(value) for key, value in file.items()}
 
 
 def gradients(function, tensors, grad):
@@ -84,21 +72,16 @@ def run_dcnv3(library, tensors, grad, numbers, *, vectors, lanes, rows, seed):
 def compare_dcnv3(library, tensors, grad, numbers, **how):
     found = run_dcnv3(library, tensors, grad, numbers, **how)
     expected = gradients(lambda *leaves: dcnv3_twin(*leaves, *numbers), tensors, grad)
-    for actual, wanted in zip(found, expected, strict=True):
-        near(actual, wanted, NEAR[actual.dtype])
+    near_once_rounded(found, expected)
 
 
 def test_dcnv3_repeats_the_golden_cases(dcnv3_library):
-    cases, arrays = golden("dcnv3_core")
-    for count, (name, facts) in enumerate(cases.items()):
-        tensors = [arrays[f"{name}/{part}"] for part in ("input", "offset", "mask")]
-        numbers = tuple(arguments(facts).values())
+    cases = golden_dcnv3.cases(*stored("dcnv3_core"))
+    for count, (_, tensors, numbers, grad, wanted) in enumerate(cases):
         how = {"vectors": True, "lanes": 2 ** (count % 3), "rows": 1, "seed": count % 3}
-        found = run_dcnv3(dcnv3_library, tensors, arrays[f"{name}/grad_output"], numbers, **how)
-        names = ("output", "grad_input", "grad_offset", "grad_mask")
-        for part, actual in zip(names, found, strict=True):
-            if part != "grad_offset" or facts["offset_std"] > 0:  # jumps on whole pixels
-                near(actual, arrays[f"{name}/{part}"], 1e-12)
+        found = run_dcnv3(dcnv3_library, tensors, grad, tuple(numbers.values()), **how)
+        found = dict(zip(("output", *golden_dcnv3.PARTS), found, strict=True))
+        near_all([found[part] for part in wanted], wanted.values(), NEAR)
 
 
 def random_dcnv3(dtype, group, depth, numbers, seed=0, batch=2, size=(5, 6)):
@@ -150,7 +133,8 @@ def run_corr(library, fmap1, fmap2, coords, grad, window, scale, *, vectors, see
     grads2 = [arena.put(torch.zeros(level.shape, dtype=wide)) for level in levels]
     coords, grad = arena.put(coords.to(wide)), arena.put(grad.to(wide))
     sizes = [side for fmap in fmap2 for side in fmap.shape[2:]]
-    numbers = [batch, *window, channels, height * width, len(levels), *sizes]
+    shape = (window["radius"], window.get("window_stride", 1), window.get("sparse", False))
+    numbers = [batch, *shape, channels, height * width, len(levels), *sizes]
     numbers = torch.tensor(numbers, dtype=torch.int32)
     addresses = torch.tensor([tensor.data_ptr() for tensor in levels + grads2])
     output, grad_coords = arena.empty(grad.shape, wide), arena.empty(coords.shape, wide)
@@ -172,17 +156,14 @@ def run_corr(library, fmap1, fmap2, coords, grad, window, scale, *, vectors, see
 
 
 def compare_corr(library, fmap1, fmap2, coords, grad, window, **how):
-    radius, stride, sparse = window
-    scale = fmap1.shape[1] ** -0.5
-
-    def twin(one, at, *maps):
-        options = {"window_stride": stride, "sparse": sparse}
-        return corr_lookup_twin(one, list(maps), at, radius, **options)
-
+    scale = window.get("scale", fmap1.shape[1] ** -0.5)
     found = run_corr(library, fmap1, fmap2, coords, grad, window, scale, **how)
-    expected = gradients(twin, (fmap1, coords, *fmap2), grad)
-    for actual, wanted in zip(found, expected, strict=True):
-        near(actual, wanted, NEAR[actual.dtype])
+    expected = gradients(
+        lambda one, at, *maps: corr_lookup_twin(one, list(maps), at, **window),
+        (fmap1, coords, *fmap2),
+        grad,
+    )
+    near_once_rounded(found, expected)
 
 
 def random_corr(dtype, channels, window, sizes, seed):
@@ -193,39 +174,22 @@ def random_corr(dtype, channels, window, sizes, seed):
     coords = torch.rand(2, 2, 5, 7, generator=rng) * 14 - 3
     wild = torch.tensor([1e9, -1e9, 3e38, float("inf"), float("nan")])
     coords.view(-1)[: 5 * 13 : 13] = wild
-    side = 2 * window[0] + 1
+    side = 2 * window["radius"] + 1
     grad = torch.randn(2, len(sizes) * side * side, 5, 7, generator=rng)
     return fmap1, fmap2, coords, grad
 
 
-WINDOWS = {
-    "radius 5, several tiles": (5, 1, False),
-    "radius 2": (2, 1, False),
-    "radius 0": (0, 1, False),
-    "stride 2": (3, 2, False),
-    "stride 3, sparse": (2, 3, True),
-}
-
-
 def test_corr_repeats_the_golden_cases(corr_library):
-    cases, arrays = golden("corr_lookup")
-    for count, (name, facts) in enumerate(cases.items()):
-        fmap1, fmap2, coords = (arrays[f"{name}/{part}"] for part in ("fmap1", "fmap2", "coords"))
-        fmap2.requires_grad_()
-        levels = corr_pyramid(fmap2, facts["num_levels"])
-        wanted = arrays[f"{name}/output"]
-        seed = zlib.crc32(f"corr_lookup.{name}.grad_output".encode()) & 0x7FFFFFFF
-        grad = torch.from_numpy(np.random.RandomState(seed).standard_normal(wanted.shape))
-        window = (facts["radius"], 1, False)
-        given = (fmap1, [level.detach() for level in levels], coords, grad, window)
-        how = {"scale": facts["channels"] ** -0.5, "vectors": True, "seed": count % 3}
+    cases = golden_corr.cases(*stored("corr_lookup"))
+    for count, (_, tensors, (radius, levels), grad, wanted) in enumerate(cases):
+        fmap1, fmap2, coords = tensors
+        pyramid = corr_pyramid(fmap2.requires_grad_(), levels)
+        given = (fmap1, [level.detach() for level in pyramid], coords, grad, {"radius": radius})
+        how = {"scale": fmap1.shape[1] ** -0.5, "vectors": True, "seed": count % 3}
         output, grad1, grad_coords, *grads2 = run_corr(corr_library, *given, **how)
-        near(output, wanted, 1e-12)
-        near(grad1, arrays[f"{name}/grad_fmap1"], 1e-12)
-        (grad2,) = torch.autograd.grad(levels, fmap2, grads2)
-        near(grad2, arrays[f"{name}/grad_fmap2"], 1e-12)
-        if facts["coords"] != "integer":
-            near(grad_coords, arrays[f"{name}/grad_coords"], 1e-12)
+        (grad2,) = torch.autograd.grad(pyramid, fmap2, grads2)
+        found = {"output": output, "fmap1": grad1, "fmap2": grad2, "coords": grad_coords}
+        near_all([found[part] for part in wanted], wanted.values(), NEAR)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

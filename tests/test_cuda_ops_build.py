@@ -2,6 +2,7 @@
 what is tried is the way to build, not what is built."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import CPU_KERNEL
+
+from cuda_ops import sources
 
 ROOT = Path(__file__).resolve().parent.parent
 OPERATORS = ROOT / "cuda_ops"
@@ -21,11 +25,15 @@ import torch
 from cuda_ops import corr_lookup, dcnv3, library
 print(library.KERNELS.devices)
 for _ in range(2):
-    maps = torch.randn(1, 4, 5, 8, requires_grad=True)
-    dcnv3(maps, torch.rand(1, 4, 5, 36), torch.rand(1, 4, 5, 18), group=2).sum().backward()
-    corr_lookup(maps, [maps], torch.rand(1, 2, 5, 8), 1).sum().backward()
-    assert maps.grad.isfinite().all()
+    maps, others = torch.randn(2, 1, 4, 5, 8).requires_grad_().unbind()
+    offset = torch.rand(1, 4, 5, 36, requires_grad=True)
+    coords = torch.rand(1, 2, 5, 8, requires_grad=True)
+    first = dcnv3(maps, offset, torch.rand(1, 4, 5, 18), group=2).square().sum()
+    second = corr_lookup(maps, [others], coords, 1).square().sum()
+    for slope in torch.autograd.grad(first + second, (maps, others, offset, coords)):
+        assert slope.isfinite().all() and slope.any()
 """
+REASON = "from cuda_ops import library; print(library.KERNELS.devices, library.KERNELS.missing)"
 
 
 @pytest.fixture
@@ -81,46 +89,65 @@ def test_without_a_library_plain_pytorch_works_and_says_so_once(copy):
 
 
 @needs_compiler
-@pytest.mark.parametrize(
-    "folder, command",
-    [
+def test_both_spellings_from_both_places(copy):
+    """Each time of other sources, whose library takes the place of the one before."""
+    spellings = [
         (".", SETUP),
         (".", ["cuda_ops/setup.py", "build", "install"]),
         ("cuda_ops", ["setup.py", "build_ext", "--inplace"]),
         ("cuda_ops", ["setup.py", "build", "install"]),
-    ],
-    ids=lambda value: value if isinstance(value, str) else " ".join(value),
-)
-def test_both_spellings_from_both_places(copy, folder, command):
-    status, said = run(copy / folder, *command)
+    ]
+    old = None
+    for count, (folder, command) in enumerate(spellings):
+        source = f"int nothing() {{ return {count}; }}\n"
+        (copy / "cuda_ops" / "src" / "nothing.cpp").write_text(source)
+        if count == 1:
+            status, said = run(copy, "-c", REASON)
+            assert status == 0, said
+            why = "was compiled from other sources or for another torch"
+            assert said == f"() {old} {why}\n"
+        status, said = run(copy / folder, *command)
+        assert status == 0, said
+        assert "building for the CPU alone: FORCE_CUDA=0" in said
+        assert libraries(copy) != [old]
+        [old] = libraries(copy)
+        assert old.startswith("kernels_cpu_")
+        assert f"cuda_ops: {old.split('.')[0]} is ready" in said
+    status, said = run(copy, "-c", REASON)
+    assert (status, said.split()[0]) == (0, "('cpu',)"), said
+
+
+def test_a_library_that_cannot_be_loaded(copy, monkeypatch):
+    monkeypatch.setattr(sources, "FOLDER", copy / "cuda_ops")
+    name = f"{sources.LIBRARY}_cpu_{sources.digest()}.so"
+    (copy / "cuda_ops" / name).write_bytes(b"no library")
+    status, said = run(copy, "-c", REASON)
     assert status == 0, said
-    assert "building for the CPU alone: FORCE_CUDA=0" in said
-    [library] = libraries(copy)
-    assert library.startswith("kernels_cpu_") and f"cuda_ops: {library} is ready" in said
+    assert said.startswith(f"() {name} cannot be loaded (")
 
 
 @needs_compiler
-def test_a_library_of_other_sources_is_not_loaded(copy):
-    assert run(copy, *SETUP)[0] == 0
-    [old] = libraries(copy)
-    (copy / "cuda_ops" / "src" / "nothing.cpp").write_text("int nothing() { return 1; }\n")
-    status, said = run(copy, "-c", USE)
+def test_as_an_editable_package_and_beside_an_editor_s_files(copy):
+    """`pip install -e cuda_ops --no-build-isolation` goes this way; hidden files are no sources."""
+    source = copy / "cuda_ops" / "src"
+    (source / ".#nothing.cpp").symlink_to("nowhere")
+    (source / ".ipynb_checkpoints").mkdir()
+    (source / ".DS_Store").write_bytes(b"")
+    (copy / "wheel").mkdir()
+    command = "from setuptools import build_meta; build_meta.__legacy__.build_editable('../wheel')"
+    status, said = run(copy / "cuda_ops", "-c", command)
     assert status == 0, said
-    assert f"{old} was compiled from other sources or for another torch" in said
-    assert run(copy, *SETUP)[0] == 0
-    assert len(libraries(copy)) == 1 and libraries(copy) != [old]
-    status, said = run(copy, "-c", "from cuda_ops import library; print(library.KERNELS.devices)")
-    assert (status, said) == (0, "('cpu',)\n")
+    assert [path.suffix for path in (copy / "wheel").iterdir()] == [".whl"]
+    status, said = run(copy, "-c", REASON)
+    assert (status, said.split()[0]) == (0, "('cpu',)"), said
 
 
-def test_a_library_that_cannot_be_loaded(copy):
-    status, name = run(
-        copy, "-c", "from cuda_ops.sources import *; print(f'{LIBRARY}_cpu_{digest()}.so', end='')"
-    )
-    (copy / "cuda_ops" / name).write_bytes(b"no library")
-    status, said = run(copy, "-c", USE)
-    assert status == 0, said
-    assert f"{name} cannot be loaded" in said
+@pytest.mark.skipif(sys.platform != "linux", reason="one thread everywhere else")
+@pytest.mark.parametrize("place", CPU_KERNEL)
+def test_the_cpu_s_kernels_are_parallel(place):
+    """A library without OpenMP computes the same, on one thread."""
+    [*_, library] = [path for path in sources.compiled() if f"_{sources.digest()}." in path.name]
+    assert b"GOMP_parallel" in library.read_bytes()
 
 
 def test_without_a_compiler(copy):
@@ -162,13 +189,37 @@ def test_a_toolkit_of_another_major_version(copy):
 
 
 @needs_compiler
+@pytest.mark.skipif(torch.version.cuda is None, reason="a torch without CUDA")
+def test_without_nvcc(copy):
+    status, said = run(copy, *SETUP, FORCE_CUDA="1", CUDA_HOME=str(copy / "nowhere"))
+    assert status == 0, said
+    assert "building for the CPU alone: no nvcc found (install the CUDA toolkit, or set" in said
+
+
+@needs_compiler
+@pytest.mark.skipif(torch.version.cuda is None, reason="a torch without CUDA")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu(copy):
+    home = broken_nvcc(copy, torch.version.cuda)
+    status, said = run(copy, *SETUP, FORCE_CUDA="", CUDA_HOME=str(home))
+    assert status == 0, said
+    assert "building for the CPU alone: no GPU found (FORCE_CUDA=1 builds for CUDA all" in said
+
+
+@needs_compiler
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc")
 @pytest.mark.skipif(torch.version.cuda is None, reason="a torch without CUDA")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="there is a GPU, whose kind alone is built for"
+)
 def test_with_nvcc_and_no_gpu(copy):
+    """For all kinds of GPU and later ones, with headers that only torch's own packages may have."""
+    source = copy / "cuda_ops" / "src" / "nothing_cuda.cu"
+    source.write_text("#include <cusparse.h>\n" + source.read_text())
     status, said = run(copy, *SETUP, FORCE_CUDA="1", TORCH_CUDA_ARCH_LIST="")
     assert status == 0, said
     assert "building for CPU and CUDA" in said
     [library] = libraries(copy)
     assert library.startswith("kernels_cuda_")
-    status, said = run(copy, "-c", "from cuda_ops import library; print(library.KERNELS.devices)")
-    assert (status, said) == (0, "('cpu', 'cuda')\n")
+    assert re.search(r"code=compute_\d+", said)
+    assert len(set(re.findall(r"code=sm_(\d+)", said))) > 1

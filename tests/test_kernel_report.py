@@ -49,3 +49,11 @@ def test_registers_spills_and_widths(report):
     heading, *rows = report.table([copy, add]).splitlines()
     assert heading.split()[:3] == ["kernel", "sm", "registers"]
     assert [row.split()[-3:] for row in rows] == [["2", "of", "4"], ["0", "of", "1"]]
+
+
+def test_spills_and_narrow_loads_are_faults(report):
+    vector = report.Kernel("_Z3sumIfLi4ELi3EEvPT_", "90", 20, 0, 0, 0, 2, 4)
+    single = report.Kernel("_Z3sumIfLi1ELi3EEvPT_", "90", 20, 0, 0, 0, 0, 4)
+    assert vector.faults() == single.faults() == []
+    assert vector._replace(wide=0).faults() == ["has no 16-byte loads"]
+    assert single._replace(spilled=64).faults() == ["spills 64 bytes"]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from operators import near
+from places import near
 from torch import nn
 
 from cuda_ops import DCNv3, corr_lookup, corr_pyramid
@@ -40,7 +40,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name, dynamo", [(name, True) for name in CASES] + [("dcnv3", False)])
+@pytest.mark.parametrize(
+    "name, dynamo",
+    [("dcnv3", True), ("dcnv3", False), ("corr", True), ("corr sparse", False)],
+)
 @pytest.mark.filterwarnings("ignore")  # of the exporters
 def test_onnx(name, dynamo, tmp_path):
     make, shapes = CASES[name]

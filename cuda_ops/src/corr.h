@@ -12,13 +12,7 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define CORR_INLINE __host__ __device__ __forceinline__
-#elif defined(__GNUC__)
-#define CORR_INLINE inline __attribute__((always_inline))
-#else
-#define CORR_INLINE inline
-#endif
+#include "inline.h"
 
 namespace corr {
 
@@ -27,47 +21,34 @@ struct Window {
     bool sparse;  // mixes taps `stride` pixels apart, not neighbours
 };
 
-CORR_INLINE int32_t side(const Window& window) { return 2 * window.radius + 1; }
+FORCE_INLINE int32_t side(const Window& window) { return 2 * window.radius + 1; }
 
-CORR_INLINE int32_t area(const Window& window) { return side(window) * side(window); }
+FORCE_INLINE int32_t area(const Window& window) { return side(window) * side(window); }
 
-CORR_INLINE bool chained(const Window& window) { return window.sparse || window.stride == 1; }
+FORCE_INLINE bool chained(const Window& window) { return window.sparse || window.stride == 1; }
 
 // N, the taps along one axis.
-CORR_INLINE int32_t taps(const Window& window) {
+FORCE_INLINE int32_t taps(const Window& window) {
     return chained(window) ? side(window) + 1 : 2 * side(window);
 }
 
 // The low tap of window position i; the high one is the next.
-CORR_INLINE int32_t low_tap(const Window& window, int32_t i) { return chained(window) ? i : 2 * i; }
+FORCE_INLINE int32_t low_tap(const Window& window, int32_t i) {
+    return chained(window) ? i : 2 * i;
+}
 
 // Pixels from the query's whole pixel to tap k.
-CORR_INLINE int32_t shift(const Window& window, int32_t k) {
+FORCE_INLINE int32_t shift(const Window& window, int32_t k) {
     return chained(window) ? window.stride * (k - window.radius)
                            : window.stride * (k / 2 - window.radius) + k % 2;
 }
 
-// Whole pixel at or below a query's place along one axis, and the fraction on to the place.
+// Whether any tap can lie in 0..size-1 for a query at this place; tested before converting to an
+// integer, which cannot hold a huge place or NaN.
 template <typename T>
-struct Place {
-    int32_t pixel;
-    T fraction;
-};
-
-// Whether any tap can lie in 0..size-1; tested before converting to an integer, which cannot hold a
-// huge place or NaN.
-template <typename T>
-CORR_INLINE bool near_level(T at, int32_t size, const Window& window) {
+FORCE_INLINE bool near_level(T at, int32_t size, const Window& window) {
     const int32_t reach = window.stride * (window.radius + 1) + 1;
     return at > static_cast<T>(-reach) && at < static_cast<T>(size) + static_cast<T>(reach);
-}
-
-// For places near the level alone.
-template <typename T>
-CORR_INLINE Place<T> place(T at) {
-    int32_t pixel = static_cast<int32_t>(at);
-    pixel -= static_cast<T>(pixel) > at;  // towards minus infinity, as floor
-    return {pixel, at - static_cast<T>(pixel)};
 }
 
 }  // namespace corr

@@ -72,12 +72,16 @@ inline Tensor pixel_by_pixel(const Tensor& fmap) {
     return fmap.contiguous(at::MemoryFormat::ChannelsLast);
 }
 
-// Zeros [B, C, H, W] of this type for a map's gradient, channels of a pixel side by side.
-inline Tensor zeros_like(const Tensor& fmap, at::ScalarType type) {
+// [B, C, H, W] of this type for a map's gradient, channels of a pixel side by side.
+inline Tensor empty_like(const Tensor& fmap, at::ScalarType type) {
     return fmap
-        .new_zeros({fmap.size(0), fmap.size(2), fmap.size(3), fmap.size(1)},
+        .new_empty({fmap.size(0), fmap.size(2), fmap.size(3), fmap.size(1)},
                    fmap.options().dtype(type))
         .permute({0, 3, 1, 2});
+}
+
+inline Tensor zeros_like(const Tensor& fmap, at::ScalarType type) {
+    return empty_like(fmap, type).zero_();
 }
 
 }  // namespace corr

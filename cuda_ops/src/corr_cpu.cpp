@@ -134,7 +134,7 @@ Gradients corr_lookup_backward_cpu(const Tensor& grad, const Tensor& fmap1, Tens
     check_grad(grad, fmap1, fmap2, window);
     const Tensor queries = prepared(fmap1), places = coords.contiguous(), given = grad.contiguous();
     const std::vector<Tensor> maps = prepared(fmap2);
-    Tensor grad1 = needs[0] ? zeros_like(fmap1, wide(fmap1)) : fmap1.new_empty(0);
+    Tensor grad1 = needs[0] ? empty_like(fmap1, wide(fmap1)) : fmap1.new_empty(0);
     Tensor grad_coords = coords.new_empty(needs[2] ? coords.sizes() : IntArrayRef{0});
     std::vector<Tensor> grad2;
     for (const Tensor& fmap : fmap2) {

@@ -119,7 +119,7 @@ Gradients corr_lookup_backward_cuda(const Tensor& grad, const Tensor& fmap1, Ten
     if (needs[1]) at::globalContext().alertNotDeterministic("corr_lookup_backward_cuda");
     const c10::cuda::CUDAGuard guard(fmap1.device());
     const Tensor values = grad.contiguous();
-    Tensor grad1 = needs[0] ? zeros_like(fmap1, fmap1.scalar_type()) : fmap1.new_empty(0);
+    Tensor grad1 = needs[0] ? empty_like(fmap1, fmap1.scalar_type()) : fmap1.new_empty(0);
     Tensor grad_coords = coords.new_empty(needs[2] ? coords.sizes() : IntArrayRef{0});
     std::vector<Tensor> grad2;
     for (const Tensor& fmap : fmap2) {

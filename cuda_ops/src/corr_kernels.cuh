@@ -3,27 +3,25 @@
 // A warp takes one query, a block several side by side, so that rows of the output are written
 // together and neighbours find each other's taps in the cache. Within a warp, teams of lanes read
 // one tap each, 16 bytes a lane. Windows are taken in tiles of positions, for any radius to fit.
+// T type of the maps, S (Sum<T>) type of the sums and of coordinates.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "corr.h"
+#include "numbers.cuh"
+#include "place.h"
 
 namespace corr {
 
-constexpr int WARP = 32;
 constexpr int QUERIES = 8;  // of a block
-constexpr int THREADS = QUERIES * WARP;
+constexpr int THREADS = QUERIES * WARP_SIZE;
 constexpr int TEAM = 8;  // lanes that share a tap
-constexpr int TEAMS = WARP / TEAM;
-constexpr int KEPT = 16;                // channels of its query that a lane keeps
-constexpr int CHANNELS = TEAM * KEPT;   // that a warp takes at a time
-constexpr int SIDE = 10;                // positions of a tile along an axis, at most
-constexpr int TILE = SIDE * SIDE + 1;   // odd: neighbouring queries lie in different banks
-constexpr int TAPS = (SIDE + 1) * (SIDE + 1);
+constexpr int TEAMS = WARP_SIZE / TEAM;
+constexpr int KEPT = 16;               // channels of its query that a lane keeps
+constexpr int CHANNELS = TEAM * KEPT;  // that a warp takes at a time
+constexpr int SIDE = 10;               // positions of a tile along an axis, at most
+constexpr int TILE = SIDE * SIDE + 1;  // odd: neighbouring queries lie in different banks
+constexpr int TILE_TAPS = (SIDE + 1) * (SIDE + 1);
 constexpr int MOST_LEVELS = 16;
-constexpr unsigned ALL = 0xffffffffu;
 
 // Blocks that share a multiprocessor at least: a limit to registers that no kernel reaches by
 // spilling. Sums of eight bytes take twice as many.
@@ -66,68 +64,15 @@ struct Call {
     Sum<T>* grad_coords;  // or nullptr
 };
 
-// ---- numbers
-
-__device__ __forceinline__ float widen(float value) { return value; }
-__device__ __forceinline__ double widen(double value) { return value; }
-__device__ __forceinline__ float widen(__half value) { return __half2float(value); }
-__device__ __forceinline__ float widen(__nv_bfloat16 value) { return __bfloat162float(value); }
-
-__device__ __forceinline__ void narrow(float value, float& to) { to = value; }
-__device__ __forceinline__ void narrow(double value, double& to) { to = value; }
-__device__ __forceinline__ void narrow(float value, __half& to) { to = __float2half(value); }
-__device__ __forceinline__ void narrow(float value, __nv_bfloat16& to) {
-    to = __float2bfloat16(value);
-}
-
-// V numbers that are read and written at once.
-template <typename T, int V>
-struct alignas(sizeof(T) * V) Pack {
-    T of[V];
-};
-
-template <int V, typename T>
-__device__ __forceinline__ Pack<T, V> load(const T* at) {
-    return *reinterpret_cast<const Pack<T, V>*>(at);
-}
-
-template <int V>
-__device__ __forceinline__ void add(double* at, const double (&values)[V]) {
-    for (int v = 0; v < V; ++v) atomicAdd(at + v, values[v]);
-}
-
-__device__ __forceinline__ void add_four(float* at, float x, float y, float z, float w) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    atomicAdd(reinterpret_cast<float4*>(at), make_float4(x, y, z, w));
-#else
-    atomicAdd(at, x);
-    atomicAdd(at + 1, y);
-    atomicAdd(at + 2, z);
-    atomicAdd(at + 3, w);
-#endif
-}
-
-template <int V>
-__device__ __forceinline__ void add(float* at, const float (&values)[V]) {
-    if constexpr (V % 4 == 0) {
-#pragma unroll
-        for (int v = 0; v < V; v += 4) {
-            add_four(at + v, values[v], values[v + 1], values[v + 2], values[v + 3]);
-        }
-    } else {
-        for (int v = 0; v < V; ++v) atomicAdd(at + v, values[v]);
-    }
-}
-
 // ---- who does what
 
 // How many tiles a window has along an axis, and how many positions a tile.
-CORR_INLINE int32_t tiles(const Window& window) {
+FORCE_INLINE int32_t tiles(const Window& window) {
     const int32_t most = chained(window) ? SIDE : SIDE / 2;
     return (side(window) + most - 1) / most;
 }
 
-CORR_INLINE int32_t tile_side(const Window& window) {
+FORCE_INLINE int32_t tile_side(const Window& window) {
     return (side(window) + tiles(window) - 1) / tiles(window);
 }
 
@@ -157,7 +102,7 @@ template <typename T>
 __device__ __forceinline__ Task task_of(const Call<T>& call) {
     const int64_t strips = (call.queries + QUERIES - 1) / QUERIES;
     const int64_t image = blockIdx.x / strips, first = blockIdx.x % strips * QUERIES;
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    const int warp = threadIdx.x / WARP_SIZE, lane = threadIdx.x % WARP_SIZE;
     const int64_t query = first + warp;
     return {image, first, query, query < call.queries, warp, lane, lane / TEAM, lane % TEAM};
 }
@@ -185,7 +130,7 @@ __device__ __forceinline__ Spot<Sum<T>> spot_of(const Call<T>& call, const Task&
     if (!near_level(x, map.width, call.window) || !near_level(y, map.height, call.window)) {
         return spot;
     }
-    const Place<Sum<T>> column = place(x), row = place(y);
+    const Place<Sum<T>> column = floored(x), row = floored(y);
     return {true, column.pixel, row.pixel, column.fraction, row.fraction};
 }
 
@@ -199,17 +144,17 @@ __device__ __forceinline__ int64_t plane(const Call<T>& call, const Task& task, 
 }
 
 // The channels of its query that a lane keeps, zeros behind the last.
-template <int V, typename T>
+template <int VEC, typename T>
 __device__ __forceinline__ void keep(const Call<T>& call, const Task& task, int64_t base,
                                      Sum<T> (&kept)[KEPT]) {
     const T* at = call.fmap1 + (task.image * call.queries + task.query) * call.channels;
 #pragma unroll
-    for (int part = 0; part < KEPT / V; ++part) {
-        const int64_t c = base + (part * TEAM + task.member) * V;
-        Pack<T, V> pack{};
-        if (task.valid && c < call.channels) pack = load<V>(at + c);
+    for (int part = 0; part < KEPT / VEC; ++part) {
+        const int64_t c = base + (part * TEAM + task.member) * VEC;
+        Sum<T> values[VEC] = {};
+        if (task.valid && c < call.channels) load(at + c, values);
 #pragma unroll
-        for (int v = 0; v < V; ++v) kept[part * V + v] = widen(pack.of[v]);
+        for (int v = 0; v < VEC; ++v) kept[part * VEC + v] = values[v];
     }
 }
 
@@ -238,11 +183,11 @@ __device__ __forceinline__ void walk(const Call<T>& call, const Task& task,
 
 // ---- forward: grid (images * strips of queries, levels * tiles * tiles)
 
-template <typename T, int V>
+template <typename T, int VEC>
 __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS<Sum<T>>)
     corr_forward(const Call<T> call) {
     using S = Sum<T>;
-    __shared__ S products[QUERIES][TAPS];
+    __shared__ S products[QUERIES][TILE_TAPS];
     __shared__ S fractions[QUERIES][2];
     const Task task = task_of(call);
     const int32_t all = tiles(call.window) * tiles(call.window);
@@ -256,23 +201,21 @@ __global__ void __launch_bounds__(THREADS, FORWARD_BLOCKS<Sum<T>>)
     }
     for (int64_t base = 0; base < call.channels; base += CHANNELS) {
         S kept[KEPT];
-        keep<V>(call, task, base, kept);
+        keep<VEC>(call, task, base, kept);
         walk(call, task, level, tile, spot, [&](int32_t tap, bool exists, bool inside,
                                                 int64_t pixel) {
             const T* at = level.map + pixel * call.channels;
             S total = 0;
 #pragma unroll
-            for (int part = 0; part < KEPT / V; ++part) {
-                const int64_t c = base + (part * TEAM + task.member) * V;
+            for (int part = 0; part < KEPT / VEC; ++part) {
+                const int64_t c = base + (part * TEAM + task.member) * VEC;
                 if (!inside || c >= call.channels) continue;
-                const Pack<T, V> pack = load<V>(at + c);
+                S values[VEC];
+                load(at + c, values);
 #pragma unroll
-                for (int v = 0; v < V; ++v) total += kept[part * V + v] * widen(pack.of[v]);
+                for (int v = 0; v < VEC; ++v) total += kept[part * VEC + v] * values[v];
             }
-#pragma unroll
-            for (int step = TEAM / 2; step > 0; step /= 2) {
-                total += __shfl_xor_sync(ALL, total, step);
-            }
+            total = over_lanes(total, 1, TEAM);
             if (exists && task.member == 0) {
                 S& product = products[task.warp][tap];
                 product = base == 0 ? total : product + total;
@@ -317,9 +260,9 @@ template <int PARTS, typename T>
 __device__ __forceinline__ void unmix(const Call<T>& call, const Task& task, const Tile& tile,
                                       const Spot<Sum<T>>& spot, Sum<T> shrink,
                                       const Sum<T> (&values)[TILE],
-                                      Sum<T> (&weights)[TAPS][PARTS]) {
+                                      Sum<T> (&weights)[TILE_TAPS][PARTS]) {
     using S = Sum<T>;
-    for (int32_t tap = task.lane; tap < tile.tap_columns * tile.tap_rows; tap += WARP) {
+    for (int32_t tap = task.lane; tap < tile.tap_columns * tile.tap_rows; tap += WARP_SIZE) {
         const int32_t k = tap % tile.tap_columns, m = tap / tile.tap_columns;
         S parts[PARTS] = {};
         for (int32_t ends = 0; ends < 4; ++ends) {  // of the two columns and rows it may be between
@@ -342,11 +285,11 @@ __device__ __forceinline__ void unmix(const Call<T>& call, const Task& task, con
 }
 
 // Adds the taps' channels from `base` on, weighted in PARTS ways, to a lane's sums.
-template <int V, int PARTS, typename T>
+template <int VEC, int PARTS, typename T>
 __device__ __forceinline__ void gather(const Call<T>& call, const Task& task,
                                        const DeviceLevel<T>& level, const Tile& tile,
                                        const Spot<Sum<T>>& spot, int64_t base,
-                                       const Sum<T> (&weights)[TAPS][PARTS],
+                                       const Sum<T> (&weights)[TILE_TAPS][PARTS],
                                        Sum<T> (&sums)[PARTS][KEPT]) {
     walk(call, task, level, tile, spot, [&](int32_t tap, bool, bool inside, int64_t pixel) {
         if (!inside) return;
@@ -355,36 +298,29 @@ __device__ __forceinline__ void gather(const Call<T>& call, const Task& task,
 #pragma unroll
         for (int part = 0; part < PARTS; ++part) weight[part] = weights[tap][part];
 #pragma unroll
-        for (int n = 0; n < KEPT / V; ++n) {
-            const int64_t c = base + (n * TEAM + task.member) * V;
+        for (int n = 0; n < KEPT / VEC; ++n) {
+            const int64_t c = base + (n * TEAM + task.member) * VEC;
             if (c >= call.channels) continue;
-            const Pack<T, V> pack = load<V>(at + c);
+            Sum<T> values[VEC];
+            load(at + c, values);
 #pragma unroll
-            for (int v = 0; v < V; ++v) {
+            for (int v = 0; v < VEC; ++v) {
 #pragma unroll
                 for (int part = 0; part < PARTS; ++part) {
-                    sums[part][n * V + v] += weight[part] * widen(pack.of[v]);
+                    sums[part][n * VEC + v] += weight[part] * values[v];
                 }
             }
         }
     });
 }
 
-// A lane's sum over the whole team, or over the same members of all teams: in all of them.
-template <typename S>
-__device__ __forceinline__ S over_lanes(S value, int from, int below) {
-#pragma unroll
-    for (int step = from; step < below; step *= 2) value += __shfl_xor_sync(ALL, value, step);
-    return value;
-}
-
 // The gradients of fmap1 (PARTS 1), and of the coordinates (3): grid (images * strips of queries).
-template <typename T, int V, int PARTS>
+template <typename T, int VEC, int PARTS>
 __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS<Sum<T>>)
     corr_gather(const Call<T> call) {
     using S = Sum<T>;
     __shared__ S values[QUERIES][TILE];
-    __shared__ S weights[QUERIES][TAPS][PARTS];
+    __shared__ S weights[QUERIES][TILE_TAPS][PARTS];
     const Task task = task_of(call);
     const int64_t query = task.image * call.queries + task.query;
     S slope_x = 0, slope_y = 0;
@@ -400,33 +336,33 @@ __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS<Sum<T>>)
                 unmix<PARTS>(call, task, tile, spot, shrink, values[task.warp],
                              weights[task.warp]);
                 __syncwarp();
-                gather<V, PARTS>(call, task, call.level[level], tile, spot, base,
+                gather<VEC, PARTS>(call, task, call.level[level], tile, spot, base,
                                  weights[task.warp], sums);
                 __syncthreads();  // before values and weights are written again
             }
         }
         S kept[KEPT];
-        keep<V>(call, task, base, kept);
+        if constexpr (PARTS > 1) keep<VEC>(call, task, base, kept);
 #pragma unroll
-        for (int n = 0; n < KEPT / V; ++n) {
-            const int64_t c = base + (n * TEAM + task.member) * V;
-            Pack<T, V> pack;
+        for (int n = 0; n < KEPT / VEC; ++n) {
+            const int64_t c = base + (n * TEAM + task.member) * VEC;
+            S totals[VEC];
 #pragma unroll
-            for (int v = 0; v < V; ++v) {
-                narrow(over_lanes(sums[0][n * V + v], TEAM, WARP), pack.of[v]);
+            for (int v = 0; v < VEC; ++v) {
+                totals[v] = over_lanes(sums[0][n * VEC + v], TEAM, WARP_SIZE);
                 if constexpr (PARTS > 1) {
-                    slope_x += kept[n * V + v] * sums[1][n * V + v];
-                    slope_y += kept[n * V + v] * sums[2][n * V + v];
+                    slope_x += kept[n * VEC + v] * sums[1][n * VEC + v];
+                    slope_y += kept[n * VEC + v] * sums[2][n * VEC + v];
                 }
             }
             if (call.grad1 && task.valid && task.team == 0 && c < call.channels) {
-                *reinterpret_cast<Pack<T, V>*>(call.grad1 + query * call.channels + c) = pack;
+                store(call.grad1 + query * call.channels + c, totals);
             }
         }
     }
     if constexpr (PARTS > 1) {
-        slope_x = over_lanes(slope_x, 1, WARP);
-        slope_y = over_lanes(slope_y, 1, WARP);
+        slope_x = over_lanes(slope_x, 1, WARP_SIZE);
+        slope_y = over_lanes(slope_y, 1, WARP_SIZE);
         if (task.valid && task.lane == 0) {
             S* grad = call.grad_coords + query + task.image * call.queries;
             grad[0] = slope_x;
@@ -436,12 +372,12 @@ __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS<Sum<T>>)
 }
 
 // The gradient of fmap2, one addition a tap: grid (images * strips, levels * tiles * tiles).
-template <typename T, int V>
+template <typename T, int VEC>
 __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS<Sum<T>>)
     corr_scatter(const Call<T> call) {
     using S = Sum<T>;
     __shared__ S values[QUERIES][TILE];
-    __shared__ S weights[QUERIES][TAPS][1];
+    __shared__ S weights[QUERIES][TILE_TAPS][1];
     const Task task = task_of(call);
     const int32_t all = tiles(call.window) * tiles(call.window);
     const int32_t level_index = blockIdx.y / all;
@@ -454,19 +390,19 @@ __global__ void __launch_bounds__(THREADS, BACKWARD_BLOCKS<Sum<T>>)
     __syncwarp();
     for (int64_t base = 0; base < call.channels; base += CHANNELS) {
         S kept[KEPT];
-        keep<V>(call, task, base, kept);
+        keep<VEC>(call, task, base, kept);
         walk(call, task, level, tile, spot, [&](int32_t tap, bool, bool inside, int64_t pixel) {
             if (!inside) return;
             const S weight = weights[task.warp][tap][0];
             S* at = level.grad + pixel * call.channels;
 #pragma unroll
-            for (int n = 0; n < KEPT / V; ++n) {
-                const int64_t c = base + (n * TEAM + task.member) * V;
+            for (int n = 0; n < KEPT / VEC; ++n) {
+                const int64_t c = base + (n * TEAM + task.member) * VEC;
                 if (c >= call.channels) continue;
-                S products[V];
+                S products[VEC];
 #pragma unroll
-                for (int v = 0; v < V; ++v) products[v] = weight * kept[n * V + v];
-                add<V>(at + c, products);
+                for (int v = 0; v < VEC; ++v) products[v] = weight * kept[n * VEC + v];
+                add(at + c, products);
             }
         });
     }

@@ -11,6 +11,7 @@
 
 #include "corr.h"
 #include "lanes.h"
+#include "place.h"
 
 namespace corr {
 
@@ -76,7 +77,7 @@ FORCE_INLINE Places<T> locate(const Job<T>& job, const Strip& strip, const Level
         if (!near_level(x, level.width, job.window) || !near_level(y, level.height, job.window)) {
             continue;
         }
-        const Place<T> column = place(x), row = place(y);
+        const Place<T> column = floored(x), row = floored(y);
         places.found[q] = true;
         places.x[q] = column.pixel;
         places.y[q] = row.pixel;
@@ -127,17 +128,6 @@ FORCE_INLINE void in_groups(int count, Visit visit) {
     int at = 0;
     for (; at + GROUP <= count; at += GROUP) visit(std::integral_constant<int, GROUP>{}, at);
     for (; at < count; ++at) visit(std::integral_constant<int, 1>{}, at);
-}
-
-// Calls visit(V{}, c) for channels begin..end in vectors as wide as fit.
-template <typename T, typename Visit>
-FORCE_INLINE void by_vectors(int64_t begin, int64_t end, Visit visit) {
-    using Wide = typename Lanes<T>::Wide;
-    using Narrow = typename Lanes<T>::Narrow;
-    int64_t c = begin;
-    for (; c + WIDTH<Wide, T> <= end; c += WIDTH<Wide, T>) visit(Wide{}, c);
-    for (; c + WIDTH<Narrow, T> <= end; c += WIDTH<Narrow, T>) visit(Narrow{}, c);
-    for (; c < end; ++c) visit(T{}, c);
 }
 
 // ---- forward
@@ -290,8 +280,8 @@ FORCE_INLINE void gather(const T* map, int64_t channels, const Taps& taps, int q
                 weight[part][t] = weights[part * number + taps.number[first + t]].of[q];
             }
         }
-        by_vectors<T>(0, channels, [&](auto vector, int64_t c) FORCE_INLINE_LAMBDA {
-            using V = decltype(vector);
+        in_vectors<T, 1>(0, channels, [&](auto vector, int64_t c) FORCE_INLINE_LAMBDA {
+            using V = typename decltype(vector)::type;
             V values[count];
             for (int t = 0; t < count; ++t) values[t] = load<V>(at[t] + c);
             for (int part = 0; part < PARTS; ++part) {
@@ -361,8 +351,8 @@ FORCE_INLINE void scatter(const T* query, const Share& share, int64_t channels, 
             at[t] = map + taps.pixel[first + t] * channels;
             weight[t] = weights[taps.number[first + t]].of[q];
         }
-        by_vectors<T>(share.begin, share.end, [&](auto vector, int64_t c) FORCE_INLINE_LAMBDA {
-            using V = decltype(vector);
+        in_vectors<T, 1>(share.begin, share.end, [&](auto vector, int64_t c) FORCE_INLINE_LAMBDA {
+            using V = typename decltype(vector)::type;
             const V values = load<V>(query + c);
             for (int t = 0; t < count; ++t) {
                 const V sum = load<V>(at[t] + c) + values * weight[t];

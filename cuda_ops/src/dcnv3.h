@@ -8,15 +8,12 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define DCNV3_INLINE __host__ __device__ __forceinline__
-#elif defined(__GNUC__)
-#define DCNV3_INLINE inline __attribute__((always_inline))
-#else
-#define DCNV3_INLINE inline
-#endif
+#include "inline.h"
+#include "place.h"
 
 namespace dcnv3 {
+
+constexpr int TAPS = 4;  // pixels around a point: above left, above right, below left, below right
 
 struct Axis {
     int32_t size, size_out;
@@ -32,10 +29,10 @@ struct Geometry {
 };
 
 // The whole pixels from the kernel's first point to its centre.
-DCNV3_INLINE int32_t radius(const Axis& axis) { return axis.dilation * (axis.kernel - 1) / 2; }
+FORCE_INLINE int32_t radius(const Axis& axis) { return axis.dilation * (axis.kernel - 1) / 2; }
 
 // Where the kernel's centre lies in the input for one output index.
-DCNV3_INLINE int32_t centre(const Axis& axis, int32_t out) {
+FORCE_INLINE int32_t centre(const Axis& axis, int32_t out) {
     return out * axis.stride - axis.pad + radius(axis);
 }
 
@@ -45,7 +42,7 @@ struct Reach {
     int32_t y, x;
 };
 
-DCNV3_INLINE Reach reach(const Geometry& geometry, int32_t point) {
+FORCE_INLINE Reach reach(const Geometry& geometry, int32_t point) {
     const int32_t rows = geometry.h.kernel;
     const int32_t middle = geometry.w.kernel / 2 * rows + rows / 2;
     if (geometry.remove_center && point >= middle) ++point;
@@ -53,27 +50,17 @@ DCNV3_INLINE Reach reach(const Geometry& geometry, int32_t point) {
             point / rows * geometry.w.dilation - radius(geometry.w)};
 }
 
-// A position along one axis: the pixel at or before it, and the fraction on to the next.
-template <typename T>
-struct Place {
-    int32_t pixel;
-    T fraction;
-};
-
 // The range is tested before converting: an integer holds no huge position and no NaN. A position
 // that touches no pixel becomes one that lies as far before the first; it depends on the size as
 // compilers make a branch of a constant, and no vectors of the loops over points.
 template <typename T>
-DCNV3_INLINE Place<T> place(T position, T size) {
+FORCE_INLINE Place<T> place(T position, T size) {
     const bool inside = (position > T(-1)) & (position < size);
-    position = inside ? position : -2 - size;
-    int32_t pixel = static_cast<int32_t>(position);
-    pixel -= static_cast<T>(pixel) > position;  // towards minus infinity, as floor
-    return {pixel, position - static_cast<T>(pixel)};
+    return floored(inside ? position : -2 - size);
 }
 
 // The tap's index among the H*W pixels of the input; -1 outside.
-DCNV3_INLINE int32_t cell(int32_t y, int32_t x, int32_t height, int32_t width) {
+FORCE_INLINE int32_t cell(int32_t y, int32_t x, int32_t height, int32_t width) {
     const bool inside = (y >= 0) & (y < height) & (x >= 0) & (x < width);
     return (y * width + x) | -static_cast<int32_t>(!inside);
 }

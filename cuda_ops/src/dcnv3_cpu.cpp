@@ -17,7 +17,7 @@
 namespace dcnv3 {
 namespace {
 
-constexpr int TAPS = 4;  // pixels around a point: above left, above right, below left, below right
+constexpr int MOST = 2;  // wide vectors at once, which share what is known of a tap
 
 template <typename T>
 struct Job {
@@ -96,25 +96,6 @@ FORCE_INLINE U* tap_at(int32_t cell, U* image, T* nowhere, int64_t channels) {
     return cell < 0 ? nowhere : image + cell * channels;
 }
 
-// COUNT vectors side by side, which share what is known of a tap.
-template <typename V, int COUNT>
-struct Strip {
-    using type = V;
-    static constexpr int count = COUNT;
-};
-
-// Calls visit(Strip<V, COUNT>, channel) for begin..end in strips as wide as fit.
-template <typename T, typename Visit>
-FORCE_INLINE void in_strips(int64_t begin, int64_t end, Visit visit) {
-    using Wide = typename Lanes<T>::Wide;
-    constexpr int64_t width = 2 * WIDTH<Wide, T>;
-    int64_t d = begin;
-    for (; d + width <= end; d += width) visit(Strip<Wide, 2>{}, d);
-    in_blocks<T>(d, end, [&](auto block, int64_t at) FORCE_INLINE_LAMBDA {
-        visit(Strip<typename decltype(block)::type, 1>{}, at);
-    });
-}
-
 // ---- forward
 
 template <typename V, int COUNT, typename T>
@@ -146,9 +127,9 @@ FORCE_INLINE void forward_rows(const Job<T>& job, int64_t begin, int64_t end) {
         for (int64_t g = 0; g < geometry.group; ++g) {
             const T* image = job.input + n * job.pixels() * channels + g * geometry.depth;
             T* output = job.output + pixel * channels + g * geometry.depth;
-            in_strips<T>(0, geometry.depth, [&](auto strip, int64_t d) FORCE_INLINE_LAMBDA {
-                using V = typename decltype(strip)::type;
-                mix<V, strip.count>(points, g * number, count, number, image, channels, d, output);
+            in_vectors<T, MOST>(0, geometry.depth, [&](auto part, int64_t d) FORCE_INLINE_LAMBDA {
+                using V = typename decltype(part)::type;
+                mix<V, part.count>(points, g * number, count, number, image, channels, d, output);
             });
         }
     }
@@ -156,10 +137,11 @@ FORCE_INLINE void forward_rows(const Job<T>& job, int64_t begin, int64_t end) {
 
 // ---- gradients of offset and mask
 
-// <grad, tap> for the four taps of point k, each as PARTS sums that are still to be added.
+// Sums of which a product consists, that are still to be added.
 template <typename T>
-constexpr int64_t PARTS = WIDTH<typename Lanes<T>::Narrow, T>;
+constexpr int64_t PARTIAL_SUMS = WIDTH<typename Lanes<T>::Narrow, T>;
 
+// <grad, tap> for the four taps of point k, each as PARTIAL_SUMS numbers.
 template <typename T>
 FORCE_INLINE void multiply(Points<T>& points, int64_t k, int64_t count, const T* image,
                            int64_t channels, int64_t depth, const T* grad, T* products) {
@@ -178,14 +160,14 @@ FORCE_INLINE void multiply(Points<T>& points, int64_t k, int64_t count, const T*
     Narrow narrow[TAPS];
     for (int t = 0; t < TAPS; ++t) narrow[t] = folded<T>(wide[t]);
     int64_t d = wide_depth;
-    for (; d + PARTS<T> <= depth; d += PARTS<T>) {
+    for (; d + PARTIAL_SUMS<T> <= depth; d += PARTIAL_SUMS<T>) {
         for (int t = 0; t < TAPS; ++t) {
             narrow[t] += load<Narrow>(tap[t] + d) * load<Narrow>(grad + d);
         }
     }
-    for (int t = 0; t < TAPS; ++t) store(products + t * PARTS<T>, narrow[t]);
+    for (int t = 0; t < TAPS; ++t) store(products + t * PARTIAL_SUMS<T>, narrow[t]);
     for (; d < depth; ++d) {
-        for (int t = 0; t < TAPS; ++t) products[t * PARTS<T>] += tap[t][d] * grad[d];
+        for (int t = 0; t < TAPS; ++t) products[t * PARTIAL_SUMS<T>] += tap[t][d] * grad[d];
     }
 }
 
@@ -198,9 +180,9 @@ FORCE_INLINE void differentiate(const Points<T>& points, T scale, int64_t count,
     for (int64_t k = 0; k < count; ++k) {
         T tap[TAPS];
         for (int t = 0; t < TAPS; ++t) {
-            const T* parts = products + (k * TAPS + t) * PARTS<T>;
+            const T* parts = products + (k * TAPS + t) * PARTIAL_SUMS<T>;
             tap[t] = parts[0];
-            for (int64_t part = 1; part < PARTS<T>; ++part) tap[t] += parts[part];
+            for (int64_t part = 1; part < PARTIAL_SUMS<T>; ++part) tap[t] += parts[part];
         }
         const T y = fraction_y[k], x = fraction_x[k], factor = scale * mask[k];
         const T above = tap[0] + x * (tap[1] - tap[0]), below = tap[2] + x * (tap[3] - tap[2]);
@@ -216,7 +198,7 @@ FORCE_INLINE void backward_rows(const Job<T>& job, int64_t begin, int64_t end) {
     const int64_t number = geometry.points, count = geometry.group * number;
     const int64_t channels = job.channels(), columns = geometry.w.size_out;
     Points<T> points(geometry);
-    std::vector<T> products(count * TAPS * PARTS<T>);
+    std::vector<T> products(count * TAPS * PARTIAL_SUMS<T>);
     for (int64_t pixel = begin * columns; pixel < end * columns; ++pixel) {
         const int64_t row = pixel / columns, n = row / geometry.h.size_out;
         locate(points, geometry, row % geometry.h.size_out, pixel % columns,
@@ -225,7 +207,7 @@ FORCE_INLINE void backward_rows(const Job<T>& job, int64_t begin, int64_t end) {
             const int64_t from = k / number * geometry.depth;
             multiply(points, k, count, job.input + n * job.pixels() * channels + from, channels,
                      geometry.depth, job.grad + pixel * channels + from,
-                     products.data() + k * TAPS * PARTS<T>);
+                     products.data() + k * TAPS * PARTIAL_SUMS<T>);
         }
         differentiate<T>(points, geometry.offset_scale, count, products.data(),
                          job.mask + pixel * count, job.grad_offset + 2 * pixel * count,
@@ -260,7 +242,7 @@ FORCE_INLINE void backward_channels(const Job<T>& job, int64_t n, int64_t begin,
     const int64_t depth = geometry.depth, number = geometry.points, channels = job.channels();
     const int64_t first_group = begin / depth, last_group = (end + depth - 1) / depth;
     const int64_t count = (last_group - first_group) * number;  // of the groups touched
-    const int64_t size_out = geometry.h.size_out * geometry.w.size_out;
+    const int64_t size_out = int64_t(geometry.h.size_out) * geometry.w.size_out;
     Points<T> points(geometry);
     for (int64_t pixel = n * size_out; pixel < (n + 1) * size_out; ++pixel) {
         const int64_t k = (pixel * geometry.group + first_group) * number;
@@ -272,18 +254,18 @@ FORCE_INLINE void backward_channels(const Job<T>& job, int64_t n, int64_t begin,
             T* image = job.grad_input + n * job.pixels() * channels + g * depth;
             const int64_t from = std::max(begin - g * depth, int64_t(0));
             const int64_t to = std::min(end - g * depth, depth);
-            in_strips<T>(from, to, [&](auto strip, int64_t d) FORCE_INLINE_LAMBDA {
-                using V = typename decltype(strip)::type;
-                scatter<V, strip.count>(points, (g - first_group) * number, count, number, grad,
-                                        image, channels, d);
+            in_vectors<T, MOST>(from, to, [&](auto part, int64_t d) FORCE_INLINE_LAMBDA {
+                using V = typename decltype(part)::type;
+                scatter<V, part.count>(points, (g - first_group) * number, count, number, grad,
+                                       image, channels, d);
             });
         }
     }
 }
 
-// A unit is one strip's width of channels of one group of one image, or what the group has left.
+// A unit is MOST vectors of channels of one group of one image, or what the group has left.
 template <typename T>
-constexpr int64_t UNIT = 2 * WIDTH<typename Lanes<T>::Wide, T>;
+constexpr int64_t UNIT = MOST * WIDTH<typename Lanes<T>::Wide, T>;
 
 template <typename T>
 int64_t units_of_group(const Geometry& geometry) {
@@ -322,7 +304,7 @@ DCNV3_LOOPS(double)
 // Rows that are worth a thread of their own.
 template <typename T>
 int64_t grain(const Job<T>& job) {
-    const int64_t sums = job.geometry.w.size_out * job.geometry.points * job.channels();
+    const int64_t sums = job.channels() * job.geometry.w.size_out * job.geometry.points;
     return 1 + 100000 / std::max(sums, int64_t(1));
 }
 

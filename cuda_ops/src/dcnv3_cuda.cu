@@ -15,7 +15,7 @@
 namespace dcnv3 {
 namespace {
 
-constexpr int64_t VECTOR_BYTES = 16, MOST_LANES = 32, MOST_ROWS_OF_BLOCKS = 65535;
+constexpr int64_t VECTOR_BYTES = 16, MOST_ROWS_OF_BLOCKS = 65535;
 
 // Tensors as the kernels want them: contiguous, in a type, on a multiple of 16 bytes.
 Tensor prepared(const Tensor& tensor, at::ScalarType type) {
@@ -28,25 +28,25 @@ at::ScalarType sum_type(const Tensor& input) {
     return input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-template <typename S>
-const S* pointer(const Tensor& tensor) {
-    return static_cast<const S*>(tensor.const_data_ptr());
+template <typename T>
+const T* pointer(const Tensor& tensor) {
+    return static_cast<const T*>(tensor.const_data_ptr());
 }
 
-template <typename S>
-S* writable(Tensor& tensor) {
-    return static_cast<S*>(tensor.mutable_data_ptr());
+template <typename T>
+T* writable(Tensor& tensor) {
+    return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
 // Threads that share a site: as many as it has vectors of channels, rounded up to a power of two.
 int32_t lanes_of(const Geometry& geometry, int64_t width) {
     int32_t lanes = 1;
-    while (lanes < MOST_LANES && lanes * width < geometry.depth) lanes *= 2;
+    while (lanes < WARP_SIZE && lanes * width < geometry.depth) lanes *= 2;
     return lanes;
 }
 
-template <typename S, typename A>
-void launch(void (*kernel)(Arguments<S, A>), Arguments<S, A> job, int64_t width) {
+template <typename T, typename S>
+void launch(void (*kernel)(Arguments<T, S>), Arguments<T, S> job, int64_t width) {
     const Geometry& geometry = job.geometry;
     const int64_t sites = int64_t(geometry.h.size_out) * geometry.w.size_out * geometry.group;
     if (geometry.batch == 0 || sites == 0 || geometry.depth == 0) return;
@@ -60,9 +60,9 @@ void launch(void (*kernel)(Arguments<S, A>), Arguments<S, A> job, int64_t width)
 }
 
 // Calls run.operator()<VEC>() with vectors of 16 bytes if the channels of a group fill them.
-template <typename S, typename Run>
+template <typename T, typename Run>
 void with_width(const Geometry& geometry, Run run) {
-    constexpr int width = VECTOR_BYTES / sizeof(S);
+    constexpr int width = VECTOR_BYTES / sizeof(T);
     if (geometry.depth % width == 0) {
         run.template operator()<width>();
     } else {
@@ -70,7 +70,7 @@ void with_width(const Geometry& geometry, Run run) {
     }
 }
 
-// Calls run.operator()<S, A>(): types of the maps and of the sums.
+// Calls run.operator()<T, S>(): types of the maps and of the sums.
 template <typename Run>
 void with_types(at::ScalarType type, Run run) {
     switch (type) {
@@ -92,15 +92,15 @@ Tensor dcnv3_cuda(const Tensor& input, const Tensor& offset, const Tensor& mask,
     const Tensor maps = prepared(input, type), points = prepared(offset, sum_type(input)),
                  weights = prepared(mask, type);
     Tensor output = maps.new_empty(output_sizes(input, geometry));
-    with_types(type, [&]<typename S, typename A>() {
-        with_width<S>(geometry, [&]<int VEC>() {
-            Arguments<S, A> job{};
+    with_types(type, [&]<typename T, typename S>() {
+        with_width<T>(geometry, [&]<int VEC>() {
+            Arguments<T, S> job{};
             job.geometry = geometry;
-            job.input = pointer<S>(maps);
-            job.offset = pointer<A>(points);
-            job.mask = pointer<S>(weights);
-            job.output = writable<S>(output);
-            launch(forward_kernel<S, A, VEC>, job, VEC);
+            job.input = pointer<T>(maps);
+            job.offset = pointer<S>(points);
+            job.mask = pointer<T>(weights);
+            job.output = writable<T>(output);
+            launch(forward_kernel<T, S, VEC>, job, VEC);
         });
     });
     return output;
@@ -127,19 +127,19 @@ Gradients dcnv3_backward_cuda(const Tensor& grad, const Tensor& input, const Ten
     Tensor grad_input = points.new_zeros(sizes(input, needs[0]));
     Tensor grad_offset = points.new_empty(sizes(offset, moves));
     Tensor grad_mask = weights.new_empty(sizes(mask, moves));
-    with_types(type, [&]<typename S, typename A>() {
-        with_width<S>(geometry, [&]<int VEC>() {
-            Arguments<S, A> job{};
+    with_types(type, [&]<typename T, typename S>() {
+        with_width<T>(geometry, [&]<int VEC>() {
+            Arguments<T, S> job{};
             job.geometry = geometry;
-            job.input = pointer<S>(maps);
-            job.offset = pointer<A>(points);
-            job.mask = pointer<S>(weights);
-            job.grad = pointer<S>(grads);
-            job.grad_input = writable<A>(grad_input);
-            job.grad_offset = writable<A>(grad_offset);
-            job.grad_mask = writable<S>(grad_mask);
-            if (moves) launch(backward_points_kernel<S, A, VEC>, job, VEC);
-            if (needs[0]) launch(backward_input_kernel<S, A, VEC>, job, VEC);
+            job.input = pointer<T>(maps);
+            job.offset = pointer<S>(points);
+            job.mask = pointer<T>(weights);
+            job.grad = pointer<T>(grads);
+            job.grad_input = writable<S>(grad_input);
+            job.grad_offset = writable<S>(grad_offset);
+            job.grad_mask = writable<T>(grad_mask);
+            if (moves) launch(backward_points_kernel<T, S, VEC>, job, VEC);
+            if (needs[0]) launch(backward_input_kernel<T, S, VEC>, job, VEC);
         });
     });
     return {grad_input.to(type),

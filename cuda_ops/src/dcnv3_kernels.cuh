@@ -4,107 +4,37 @@
 // together they find its points' taps and weights, each for some of the points, into shared memory;
 // then each walks the points for its own channels, a vector of VEC (16 bytes) at a time.
 // Every thread takes part in every barrier and shuffle: sites past the end have no taps.
-// S type of the maps, A type of the sums, of offsets and of coordinates. Legend as in dcnv3.h.
+// T type of the maps, S type of the sums, of offsets and of coordinates. Legend as in dcnv3.h.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include <cstring>
-
 #include "dcnv3.h"
+#include "numbers.cuh"
 
 namespace dcnv3 {
 
 constexpr int THREADS = 128;  // of a block
-constexpr int BLOCKS = 8;     // at a time on a multiprocessor: 64 registers for each thread
-constexpr int SLOTS = 3;      // points that a lane has room for at a time: 12 of 9 with four lanes
-constexpr int TAPS = 4;       // above left, above right, below left, below right
-constexpr unsigned WARP = 0xffffffff;
+// Points that a lane has room for at a time: four lanes have room for 12 points, of which a 3x3
+// kernel uses 9.
+constexpr int SLOTS = 3;
 
-template <typename S, typename A>
+// Blocks at a time on a multiprocessor: 64 registers for each thread, twice as many where sums take
+// eight bytes.
+template <typename S>
+constexpr int BLOCKS = sizeof(S) == 8 ? 4 : 8;
+
+template <typename T, typename S>
 struct Arguments {
     Geometry geometry;
     int32_t lanes;
-    const S* input;
-    const A* offset;
-    const S* mask;
-    const S* grad;
-    S* output;
-    A* grad_input;
-    A* grad_offset;
-    S* grad_mask;
+    const T* input;
+    const S* offset;
+    const T* mask;
+    const T* grad;
+    T* output;
+    S* grad_input;
+    S* grad_offset;
+    T* grad_mask;
 };
-
-// ---- numbers
-
-__device__ __forceinline__ float widened(float value) { return value; }
-__device__ __forceinline__ double widened(double value) { return value; }
-__device__ __forceinline__ float widened(__half value) { return __half2float(value); }
-__device__ __forceinline__ float widened(__nv_bfloat16 value) { return __bfloat162float(value); }
-
-__device__ __forceinline__ void narrowed(float value, float& result) { result = value; }
-__device__ __forceinline__ void narrowed(double value, double& result) { result = value; }
-__device__ __forceinline__ void narrowed(float value, __half& result) {
-    result = __float2half_rn(value);
-}
-__device__ __forceinline__ void narrowed(float value, __nv_bfloat16& result) {
-    result = __float2bfloat16_rn(value);
-}
-
-// VEC numbers from memory in one load, and back.
-template <int VEC, typename S, typename A>
-__device__ __forceinline__ void load(const S* at, A (&values)[VEC]) {
-    S packed[VEC];
-    if constexpr (VEC == 1) {
-        packed[0] = __ldg(at);
-    } else {
-        static_assert(sizeof(packed) == sizeof(int4));
-        const int4 bits = __ldg(reinterpret_cast<const int4*>(at));
-        memcpy(packed, &bits, sizeof(bits));
-    }
-#pragma unroll
-    for (int i = 0; i < VEC; ++i) values[i] = widened(packed[i]);
-}
-
-template <int VEC, typename S, typename A>
-__device__ __forceinline__ void store(S* at, const A (&values)[VEC]) {
-    S packed[VEC];
-#pragma unroll
-    for (int i = 0; i < VEC; ++i) narrowed(values[i], packed[i]);
-    if constexpr (VEC == 1) {
-        *at = packed[0];
-    } else {
-        int4 bits;
-        memcpy(&bits, packed, sizeof(bits));
-        *reinterpret_cast<int4*>(at) = bits;
-    }
-}
-
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-#define DCNV3_VECTOR_ATOMICS  // four floats at once
-#endif
-
-// Adds to memory that other threads add to as well.
-template <int VEC, typename A>
-__device__ __forceinline__ void add(A* at, const A (&values)[VEC]) {
-#ifdef DCNV3_VECTOR_ATOMICS
-    if constexpr (VEC % 4 == 0) {
-        const size_t address = __cvta_generic_to_global(at);
-#pragma unroll
-        for (int i = 0; i < VEC; i += 4) {
-            asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(address + 4 * i),
-                         "f"(values[i]), "f"(values[i + 1]), "f"(values[i + 2]),
-                         "f"(values[i + 3])
-                         : "memory");
-        }
-    } else
-#endif
-    {
-#pragma unroll
-        for (int i = 0; i < VEC; ++i) atomicAdd(at + i, values[i]);
-    }
-}
 
 // ---- sites and their points
 
@@ -115,9 +45,9 @@ struct alignas(16) Four {
 
 // What the lanes of one site know of its points: taps' cells, and either their weights or, for the
 // gradients of the points themselves, (fraction y, fraction x, mask).
-template <typename A>
+template <typename S>
 struct Points {
-    Four<A>* numbers;
+    Four<S>* numbers;
     Four<int32_t>* cells;
 };
 
@@ -153,34 +83,34 @@ __device__ __forceinline__ int32_t room(int32_t lanes) { return SLOTS * lanes; }
 // bytes apart, so that those of a warp are read from different banks.
 constexpr int MEMORY = THREADS * SLOTS + THREADS / 2;
 
-template <typename A>
-__device__ __forceinline__ Points<A> own(Four<A>* numbers, Four<int32_t>* cells, int32_t lanes) {
+template <typename S>
+__device__ __forceinline__ Points<S> own(Four<S>* numbers, Four<int32_t>* cells, int32_t lanes) {
     const int32_t first = threadIdx.x / lanes * (room(lanes) | 1);
     return {numbers + first, cells + first};
 }
 
 // Writes points first .. first + count of the site, shared out among its lanes.
-template <bool WEIGHTS, typename S, typename A>
-__device__ __forceinline__ void find_points(const Arguments<S, A>& job, const Site& site,
+template <bool WEIGHTS, typename T, typename S>
+__device__ __forceinline__ void find_points(const Arguments<T, S>& job, const Site& site,
                                             int32_t first, int32_t count,
-                                            const Points<A>& points) {
+                                            const Points<S>& points) {
     const Geometry& geometry = job.geometry;
     const int32_t height = geometry.h.size, width = geometry.w.size;
-    const A scale = geometry.offset_scale;
+    const S scale = geometry.offset_scale;
     for (int32_t slot = site.lane; slot < count; slot += job.lanes) {
         Four<int32_t> cells{{-1, -1, -1, -1}};
-        Four<A> numbers{};
+        Four<S> numbers{};
         if (site.inside) {
             const int64_t k = site.points + first + slot;
             const Reach from = reach(geometry, first + slot);
-            const Place<A> y = place<A>(
+            const Place<S> y = place<S>(
                 centre(geometry.h, site.row) + scale * (from.y + __ldg(job.offset + 2 * k + 1)),
                 height);
-            const Place<A> x = place<A>(
+            const Place<S> x = place<S>(
                 centre(geometry.w, site.column) + scale * (from.x + __ldg(job.offset + 2 * k)),
                 width);
-            const A mask = widened(__ldg(job.mask + k));
-            const A below = y.fraction, right = x.fraction;
+            const S mask = widened(__ldg(job.mask + k));
+            const S below = y.fraction, right = x.fraction;
             cells = {{cell(y.pixel, x.pixel, height, width),
                       cell(y.pixel, x.pixel + 1, height, width),
                       cell(y.pixel + 1, x.pixel, height, width),
@@ -189,7 +119,7 @@ __device__ __forceinline__ void find_points(const Arguments<S, A>& job, const Si
                 numbers = {{mask * (1 - below) * (1 - right), mask * (1 - below) * right,
                             mask * below * (1 - right), mask * below * right}};
             } else {
-                numbers = {{below, right, mask, A(0)}};
+                numbers = {{below, right, mask, S(0)}};
             }
         }
         points.cells[slot] = cells;
@@ -200,19 +130,19 @@ __device__ __forceinline__ void find_points(const Arguments<S, A>& job, const Si
 // ---- forward
 
 // output [N, Ho, Wo, C]: the sum over points and taps.
-template <typename S, typename A, int VEC>
-__global__ void __launch_bounds__(THREADS, BLOCKS) forward_kernel(const Arguments<S, A> job) {
-    __shared__ Four<A> numbers[MEMORY];
+template <typename T, typename S, int VEC>
+__global__ void __launch_bounds__(THREADS, BLOCKS<S>) forward_kernel(const Arguments<T, S> job) {
+    __shared__ Four<S> numbers[MEMORY];
     __shared__ Four<int32_t> cells[MEMORY];
     const Geometry& geometry = job.geometry;
-    const Points<A> points = own(numbers, cells, job.lanes);
+    const Points<S> points = own(numbers, cells, job.lanes);
     const int64_t channels = int64_t(geometry.group) * geometry.depth;
     for (int64_t n = blockIdx.y; n < geometry.batch; n += gridDim.y) {
         const Site site = find_site(geometry, job.lanes, n);
         for (int32_t start = 0; start < geometry.depth; start += job.lanes * VEC) {
             const int32_t d = start + site.lane * VEC;
             const bool working = site.inside && d < geometry.depth;
-            A sum[VEC] = {};
+            S sum[VEC] = {};
             for (int32_t first = 0; first < geometry.points; first += room(job.lanes)) {
                 const int32_t count = min(room(job.lanes), geometry.points - first);
                 __syncwarp();
@@ -220,11 +150,11 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) forward_kernel(const Argument
                 __syncwarp();
                 for (int32_t slot = 0; working && slot < count; ++slot) {
                     const Four<int32_t> at = points.cells[slot];
-                    const Four<A> weights = points.numbers[slot];
+                    const Four<S> weights = points.numbers[slot];
 #pragma unroll
                     for (int tap = 0; tap < TAPS; ++tap) {
                         if (at.values[tap] < 0) continue;
-                        A values[VEC];
+                        S values[VEC];
                         load(job.input + site.image + at.values[tap] * channels + d, values);
 #pragma unroll
                         for (int i = 0; i < VEC; ++i) sum[i] += weights.values[tap] * values[i];
@@ -238,28 +168,20 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) forward_kernel(const Argument
 
 // ---- gradients of offset and mask
 
-template <typename A>
-__device__ __forceinline__ A summed(A value, int32_t lanes) {
-    for (int32_t step = lanes / 2; step > 0; step /= 2) {
-        value += __shfl_xor_sync(WARP, value, step);
-    }
-    return value;
-}
-
 // This lane's part of <grad, tap> for the four taps of a point.
-template <int VEC, typename S, typename A>
-__device__ __forceinline__ Four<A> multiplied(const Arguments<S, A>& job, const Site& site,
+template <int VEC, typename T, typename S>
+__device__ __forceinline__ Four<S> multiplied(const Arguments<T, S>& job, const Site& site,
                                               const Four<int32_t>& at) {
     const int64_t channels = int64_t(job.geometry.group) * job.geometry.depth;
-    Four<A> products{};
+    Four<S> products{};
     for (int32_t d = site.lane * VEC; d < job.geometry.depth; d += job.lanes * VEC) {
         if (!site.inside) break;
-        A grad[VEC];
+        S grad[VEC];
         load(job.grad + site.channels + d, grad);
 #pragma unroll
         for (int tap = 0; tap < TAPS; ++tap) {
             if (at.values[tap] < 0) continue;
-            A values[VEC];
+            S values[VEC];
             load(job.input + site.image + at.values[tap] * channels + d, values);
 #pragma unroll
             for (int i = 0; i < VEC; ++i) products.values[tap] += grad[i] * values[i];
@@ -269,14 +191,14 @@ __device__ __forceinline__ Four<A> multiplied(const Arguments<S, A>& job, const 
 }
 
 // grad_offset [N, Ho, Wo, G, P, 2] and grad_mask [N, Ho, Wo, G, P], each number stored once.
-template <typename S, typename A, int VEC>
-__global__ void __launch_bounds__(THREADS, BLOCKS)
-    backward_points_kernel(const Arguments<S, A> job) {
-    __shared__ Four<A> numbers[MEMORY];
+template <typename T, typename S, int VEC>
+__global__ void __launch_bounds__(THREADS, BLOCKS<S>)
+    backward_points_kernel(const Arguments<T, S> job) {
+    __shared__ Four<S> numbers[MEMORY];
     __shared__ Four<int32_t> cells[MEMORY];
     const Geometry& geometry = job.geometry;
-    const Points<A> points = own(numbers, cells, job.lanes);
-    const A scale = geometry.offset_scale;
+    const Points<S> points = own(numbers, cells, job.lanes);
+    const S scale = geometry.offset_scale;
     for (int64_t n = blockIdx.y; n < geometry.batch; n += gridDim.y) {
         const Site site = find_site(geometry, job.lanes, n);
         for (int32_t first = 0; first < geometry.points; first += room(job.lanes)) {
@@ -285,25 +207,25 @@ __global__ void __launch_bounds__(THREADS, BLOCKS)
             find_points<false>(job, site, first, count, points);
             __syncwarp();
             for (int32_t slot = 0; slot < count; ++slot) {
-                const Four<A> tap = multiplied<VEC>(job, site, points.cells[slot]);
-                const Four<A> point = points.numbers[slot];
-                const A y = point.values[0], x = point.values[1];
-                const A upper = tap.values[1] - tap.values[0];
-                const A lower = tap.values[3] - tap.values[2];
-                const A above = tap.values[0] + x * upper, below = tap.values[2] + x * lower;
-                const A grad_mask = summed(above + y * (below - above), job.lanes);
-                const A grad_x = summed((1 - y) * upper + y * lower, job.lanes);
-                const A grad_y = summed(below - above, job.lanes);
-                const A factor = scale * point.values[2];
+                const Four<S> tap = multiplied<VEC>(job, site, points.cells[slot]);
+                const Four<S> point = points.numbers[slot];
+                const S y = point.values[0], x = point.values[1];
+                const S upper = tap.values[1] - tap.values[0];
+                const S lower = tap.values[3] - tap.values[2];
+                const S above = tap.values[0] + x * upper, below = tap.values[2] + x * lower;
+                const S grad_mask = over_lanes(above + y * (below - above), 1, job.lanes);
+                const S grad_x = over_lanes((1 - y) * upper + y * lower, 1, job.lanes);
+                const S grad_y = over_lanes(below - above, 1, job.lanes);
+                const S factor = scale * point.values[2];
                 __syncwarp();  // all lanes have read the slot
                 if (site.lane == 0) {
-                    points.numbers[slot] = {{factor * grad_x, factor * grad_y, grad_mask, A(0)}};
+                    points.numbers[slot] = {{factor * grad_x, factor * grad_y, grad_mask, S(0)}};
                 }
             }
             __syncwarp();
             for (int32_t slot = site.lane; site.inside && slot < count; slot += job.lanes) {
                 const int64_t k = site.points + first + slot;
-                const Four<A> grads = points.numbers[slot];
+                const Four<S> grads = points.numbers[slot];
                 job.grad_offset[2 * k] = grads.values[0];
                 job.grad_offset[2 * k + 1] = grads.values[1];
                 narrowed(grads.values[2], job.grad_mask[k]);
@@ -315,13 +237,13 @@ __global__ void __launch_bounds__(THREADS, BLOCKS)
 // ---- gradient of the input
 
 // grad_input [N, H, W, C], zero before: every site adds to the pixels that it read.
-template <typename S, typename A, int VEC>
-__global__ void __launch_bounds__(THREADS, BLOCKS)
-    backward_input_kernel(const Arguments<S, A> job) {
-    __shared__ Four<A> numbers[MEMORY];
+template <typename T, typename S, int VEC>
+__global__ void __launch_bounds__(THREADS, BLOCKS<S>)
+    backward_input_kernel(const Arguments<T, S> job) {
+    __shared__ Four<S> numbers[MEMORY];
     __shared__ Four<int32_t> cells[MEMORY];
     const Geometry& geometry = job.geometry;
-    const Points<A> points = own(numbers, cells, job.lanes);
+    const Points<S> points = own(numbers, cells, job.lanes);
     const int64_t channels = int64_t(geometry.group) * geometry.depth;
     for (int64_t n = blockIdx.y; n < geometry.batch; n += gridDim.y) {
         const Site site = find_site(geometry, job.lanes, n);
@@ -332,15 +254,15 @@ __global__ void __launch_bounds__(THREADS, BLOCKS)
             __syncwarp();
             for (int32_t d = site.lane * VEC; d < geometry.depth; d += job.lanes * VEC) {
                 if (!site.inside) break;
-                A grad[VEC];
+                S grad[VEC];
                 load(job.grad + site.channels + d, grad);
                 for (int32_t slot = 0; slot < count; ++slot) {
                     const Four<int32_t> at = points.cells[slot];
-                    const Four<A> weights = points.numbers[slot];
+                    const Four<S> weights = points.numbers[slot];
 #pragma unroll
                     for (int tap = 0; tap < TAPS; ++tap) {
                         if (at.values[tap] < 0) continue;
-                        A share[VEC];
+                        S share[VEC];
 #pragma unroll
                         for (int i = 0; i < VEC; ++i) share[i] = weights.values[tap] * grad[i];
                         add(job.grad_input + site.image + at.values[tap] * channels + d, share);

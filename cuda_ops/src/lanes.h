@@ -5,16 +5,10 @@
 #include <cstring>
 #include <iterator>
 
+#include "inline.h"
+
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wpsabi"  // no wide vector is passed between functions
-#endif
-
-#if defined(__GNUC__)
-#define FORCE_INLINE inline __attribute__((always_inline))
-#define FORCE_INLINE_LAMBDA __attribute__((always_inline))
-#else
-#define FORCE_INLINE inline
-#define FORCE_INLINE_LAMBDA
 #endif
 
 // A function marked CLONES is compiled for AVX-512, AVX2 and the oldest x86-64, and chosen when the
@@ -58,20 +52,27 @@ FORCE_INLINE void store(T* at, const V& values) {
     std::memcpy(at, &values, sizeof(V));
 }
 
-template <typename V>
-struct Block {
+// COUNT vectors side by side.
+template <typename V, int COUNT>
+struct Vectors {
     using type = V;
+    static constexpr int count = COUNT;
 };
 
-// Calls visit(Block<V>, index) for begin..end in vectors as wide as fit.
-template <typename T, typename Visit>
-FORCE_INLINE void in_blocks(int64_t begin, int64_t end, Visit visit) {
+// Calls visit(Vectors<V, COUNT>{}, index) for begin..end: MOST wide vectors at once while they fit,
+// then single ones, as wide as fit.
+template <typename T, int MOST, typename Visit>
+FORCE_INLINE void in_vectors(int64_t begin, int64_t end, Visit visit) {
     using Wide = typename Lanes<T>::Wide;
     using Narrow = typename Lanes<T>::Narrow;
+    constexpr int64_t wide = WIDTH<Wide, T>, narrow = WIDTH<Narrow, T>;
     int64_t at = begin;
-    for (; at + WIDTH<Wide, T> <= end; at += WIDTH<Wide, T>) visit(Block<Wide>{}, at);
-    for (; at + WIDTH<Narrow, T> <= end; at += WIDTH<Narrow, T>) visit(Block<Narrow>{}, at);
-    for (; at < end; ++at) visit(Block<T>{}, at);
+    for (; at + MOST * wide <= end; at += MOST * wide) visit(Vectors<Wide, MOST>{}, at);
+    if constexpr (MOST > 1) {
+        for (; at + wide <= end; at += wide) visit(Vectors<Wide, 1>{}, at);
+    }
+    for (; at + narrow <= end; at += narrow) visit(Vectors<Narrow, 1>{}, at);
+    for (; at < end; ++at) visit(Vectors<T, 1>{}, at);
 }
 
 // A wide vector as a narrow one of partial sums.

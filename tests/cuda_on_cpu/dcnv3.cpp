@@ -9,16 +9,16 @@ struct Launch {
     int64_t pass, lanes, rows, seed;  // rows of blocks, which share the images
 };
 
-template <typename S, typename A, int VEC>
-const char* launch(const Launch& how, const dcnv3::Arguments<S, A>& job) {
+template <typename T, typename S, int VEC>
+const char* launch(const Launch& how, const dcnv3::Arguments<T, S>& job) {
     const auto& geometry = job.geometry;
     const int64_t sites = geometry.h.size_out * geometry.w.size_out * geometry.group;
     const int64_t of_block = dcnv3::THREADS / how.lanes;
     const dim3 grid((sites + of_block - 1) / of_block, how.rows);
     return emulator::launch(grid, dcnv3::THREADS, how.seed, [&] {
-        if (how.pass == FORWARD) dcnv3::forward_kernel<S, A, VEC>(job);
-        if (how.pass == BACKWARD_POINTS) dcnv3::backward_points_kernel<S, A, VEC>(job);
-        if (how.pass == BACKWARD_INPUT) dcnv3::backward_input_kernel<S, A, VEC>(job);
+        if (how.pass == FORWARD) dcnv3::forward_kernel<T, S, VEC>(job);
+        if (how.pass == BACKWARD_POINTS) dcnv3::backward_points_kernel<T, S, VEC>(job);
+        if (how.pass == BACKWARD_INPUT) dcnv3::backward_input_kernel<T, S, VEC>(job);
     });
 }
 
@@ -36,19 +36,19 @@ struct Pointers {
     void *output, *grad_input, *grad_offset, *grad_mask;
 };
 
-template <typename S, typename A, int VEC>
+template <typename T, typename S, int VEC>
 const char* run(const Launch& how, const dcnv3::Geometry& geometry, const Pointers& at) {
-    return launch<S, A, VEC>(how, {
+    return launch<T, S, VEC>(how, {
                                       geometry,
                                       int32_t(how.lanes),
-                                      static_cast<const S*>(at.input),
-                                      static_cast<const A*>(at.offset),
-                                      static_cast<const S*>(at.mask),
-                                      static_cast<const S*>(at.grad),
-                                      static_cast<S*>(at.output),
-                                      static_cast<A*>(at.grad_input),
-                                      static_cast<A*>(at.grad_offset),
-                                      static_cast<S*>(at.grad_mask),
+                                      static_cast<const T*>(at.input),
+                                      static_cast<const S*>(at.offset),
+                                      static_cast<const T*>(at.mask),
+                                      static_cast<const T*>(at.grad),
+                                      static_cast<T*>(at.output),
+                                      static_cast<S*>(at.grad_input),
+                                      static_cast<S*>(at.grad_offset),
+                                      static_cast<T*>(at.grad_mask),
                                   });
 }
 
