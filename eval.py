@@ -15,10 +15,10 @@ import data
 import engine
 import models
 from data.faults import name_some
+from data.films import Images
 from utils import cli, coco_results, dist
 from utils.errors import UserError
 from utils.evaluator import Evaluator
-from utils.image import read_image
 from utils.log import say
 from utils.truth import truth_of
 
@@ -174,7 +174,8 @@ def detect(args: argparse.Namespace):
 def highest_score(model, records, count: int) -> float:
     """Of any detection in the first images, however weak."""
     model.conf = 0.0
-    scores = [model.detect(read_image(records.path(index)))["scores"] for index in range(count)]
+    images = Images()
+    scores = [model.detect(images.read(records.path(index)))["scores"] for index in range(count)]
     return max((float(found.max()) for found in scores if len(found)), default=math.nan)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 import data
 import models
+from data.films import Images
 from models import tiles
 from utils import ahead, cli, gallery, output, vis
 from utils.errors import UserError
@@ -86,6 +87,7 @@ def main():
             results,
             threshold=args.conf,
             at_a_time=ahead.pictures_at_a_time(device),
+            read=Images().read,
         )
         if out.shown:
             say(gallery.KEYS)

@@ -23,12 +23,12 @@ import data
 import engine
 import models
 import recipes
+from data.films import Images
 from models.detector import Detector
 from models.initial import initial_model
 from utils import checkpoint, cli, dist, plot, run_folder, vis, vis_targets
 from utils.errors import UserError
 from utils.evaluator import Evaluator
-from utils.image import read_image
 from utils.interrupt import Interrupted
 from utils.log import RunLog, say
 
@@ -408,8 +408,9 @@ def report(folder: Path, recipe, val_set, evaluation, device: torch.device, log:
     if not dist.is_main():
         return
     model = models.load(folder / "best.pth").to(device)
+    images = Images()
     for index in range(min(len(val_set), PICTURES)):
-        image = read_image(val_set.path(index))
+        image = images.read(val_set.path(index))
         picture = vis.draw(image, model.detect(image), model.classes)
         vis.save(folder / "detections" / Path(val_set.files[index]).with_suffix(".jpg"), picture)
     curves = plot.curves(folder)

@@ -2,7 +2,20 @@
 
 import inspect
 
-from data import coco, cocovid, custom, flow, synthetic, voc, yolo
+from data import (
+    coco,
+    cocovid,
+    custom,
+    flow,
+    mot,
+    synthetic,
+    synthetic_video,
+    visdrone_vid,
+    voc,
+    xsvid,
+    yolo,
+    yolo_video,
+)
 from data.clips import Window
 from data.faults import Faults
 from data.files import check_files
@@ -20,9 +33,15 @@ READERS = {
     "voc": voc.read,
     "flow": flow.read,
     "yolo": yolo.read,
+    "yolovideo": yolo_video.read,
+    "xsvid": xsvid.read,
+    "xsvid-v2": xsvid.read_v2,
+    "visdrone": visdrone_vid.read,
+    "mot": mot.read,
     "custom": custom.read,
     "synthetic": synthetic.read,
     "synthetic-tiny": synthetic.read_tiny,
+    "synthetic-video": synthetic_video.read,
 }
 SPLITS = tuple(SPLIT_NAMES)
 

@@ -10,15 +10,16 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from data.files import DAMAGED, MISSING, SIZE, THREADS
+from data.films import Images, frame_of
 from data.findings import Finding
 from data.records import Records
 from utils.errors import UserError
-from utils.image import read_image
 from utils.log import Progress
 
 CORES = min(os.cpu_count() or 1, THREADS)
@@ -35,11 +36,12 @@ LEAKED = "images of one part are in another part too"
 def image_findings(parts: dict[str, Records]) -> Iterator[Finding]:
     """What is wrong with each image of {split: Records}, in order; each is decoded."""
     places = [(split, index) for split, records in parts.items() for index in range(len(records))]
+    images = Images()
     with ThreadPoolExecutor(CORES) as pool, Progress(len(places), "checking images") as bar:
         for first in range(0, len(places), BLOCK):
             block = places[first : first + BLOCK]
             paths = [parts[split].path(index) for split, index in block]
-            looked = _look(paths, pool)
+            looked = _look(paths, images, pool)
             for (split, index), path, seen in zip(block, paths, looked, strict=True):
                 fault = _judge(path, parts[split].sizes[index].tolist(), *seen)
                 if fault:
@@ -72,24 +74,26 @@ def double_findings(parts: dict[str, Records]) -> Iterator[Finding]:
             yield Finding("warning", kind, split, parts[split].files[index], same, image=path)
 
 
-def _look(paths, pool):
+def _look(paths, images, pool):
     """[(size_hw or None, error, complaint)] of the images, in order."""
+    decode = partial(_decode, images)
+    films = any(map(frame_of, paths))  # whose frames are decoded one after the other
     with printed() as lines:
-        looked = list(pool.map(_decode, paths))
+        looked = list((map if films else pool.map)(decode, paths))
     if not lines:
         return [(*seen, "") for seen in looked]
     # Somebody complained; who, is found out one by one.
     result = []
     for path in paths:
         with printed() as lines:
-            seen = _decode(path)
+            seen = decode(path)
         result.append((*seen, lines[0] if lines else ""))
     return result
 
 
-def _decode(path):
+def _decode(images, path):
     try:
-        return read_image(path).shape[:2], ""
+        return images.read(path).shape[:2], ""
     except UserError as error:
         return None, str(error)
 
@@ -97,7 +101,8 @@ def _decode(path):
 def _judge(path: Path, noted, size_hw, error, complaint):
     """(level, kind, detail) of an image's fault, or None."""
     if error:
-        kind = DAMAGED if path.is_file() else MISSING
+        film, _ = frame_of(path) or (path, 0)
+        kind = DAMAGED if film.is_file() else MISSING
         return "error", kind, error.removeprefix(f"{path}: ")
     if list(size_hw) != noted:
         (height, width), (noted_height, noted_width) = size_hw, noted

@@ -43,7 +43,7 @@ def box_findings(split: str, records: Records, boxes: Boxes, img_size: int) -> I
     place = np.column_stack([boxes.owners, records.boxes])
     same = _repeats(np.column_stack([place, records.labels]))
     yield from _each(split, records, boxes, same, "warning", "boxes are there twice")
-    other = _repeats(place) & ~same
+    other = _repeats(place) & ~same & ~records.crowd  # which may be of every class
     kind = "boxes are there twice, under two classes"
     yield from _each(split, records, boxes, other, "warning", kind)
     areas = records.sizes.astype(np.float64).prod(axis=1)[boxes.owners]

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 
 from data.check_images import printed
+from data.films import Images
 from data.findings import LEVELS, Finding, by_kind
 from utils.errors import UserError
-from utils.image import read_image
 
 NAMES = 20  # findings of a kind that are listed
 PICTURES, PER_KIND, SIDE = 12, 3, 320  # how many, of one kind at most, and their longest side
@@ -132,7 +132,7 @@ def _figure(finding: Finding) -> str:
     """A small picture with the box and its text; "" if the image cannot be decoded."""
     try:
         with printed():  # of a damaged image the decoder complains again
-            image = read_image(finding.image)
+            image = Images().read(finding.image)
     except UserError:
         return ""
     ratio = min(SIDE / max(image.shape[:2]), 1.0)

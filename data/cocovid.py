@@ -3,14 +3,19 @@
     ROOT/annotations/{train,val,test}.json, images below ROOT/frames/,
     ROOT/{split}/, ROOT/images/ or ROOT/
 
-Each image has a `video_id` and a `frame_id`; the `instance_id` of an annotation is not read.
+Each image has a `video_id` and a `frame_id`; the `instance_id` of an annotation is not read. A
+category "ignore" is none: data/numbering.py.
 """
 
+from array import array
 from pathlib import Path
 
+import numpy as np
+
 from data.coco import assemble, image_folder
-from data.coco_json import load
+from data.coco_json import Annotations, load
 from data.faults import Faults
+from data.numbering import ignored_among
 from data.pairs import own_classes
 from data.splits import STANDS_IN, NoPart, stand_in
 from utils.errors import UserError
@@ -46,6 +51,10 @@ def read(root, split, classes=None, *, faults: Faults, annotation=None, images=N
     places = _places(content, annotation, faults)
     if classes is None:
         classes = own_classes(root)
+    if classes is not None:
+        ignored = ignored_among(classes)
+        classes = tuple(name for name in classes if name not in ignored)
+    notes = [*notes, *_spread_regions(content, classes)]
     folder = image_folder(folders, content.images.files.names(), annotation)
     return assemble(
         content,
@@ -77,6 +86,31 @@ def _places(content, path, faults):
             faults.error("frames that are there twice", file, sentence)
         seen.add(places[-1])
     return places
+
+
+def _spread_regions(content, classes):
+    """Makes what is annotated with a category such as "ignore" a crowd of each class; notes."""
+    ignored = ignored_among(content.categories.values())
+    numbers = [number for number, name in content.categories.items() if name in ignored]
+    for number in numbers:
+        del content.categories[number]
+    wanted = [n for n, name in content.categories.items() if classes is None or name in classes]
+    columns = vars(content.annotations)
+    regions = np.isin(np.asarray(columns["category_ids"]), numbers)
+    if not regions.any():
+        return []
+    objects = np.flatnonzero(~regions)
+    rows = np.concatenate([objects, np.repeat(np.flatnonzero(regions), len(wanted))])
+    spread = {
+        name: np.asarray(column).reshape(len(regions), -1)[rows]  # [N, 4] or [N, 1]
+        for name, column in columns.items()
+    }
+    spread["category_ids"][len(objects) :, 0] = np.tile(wanted, regions.sum())
+    spread["crowd"][len(objects) :] = True
+    content.annotations = Annotations(
+        **{name: array(columns[name].typecode, table.tobytes()) for name, table in spread.items()}
+    )
+    return [f"{regions.sum()} regions are ignored, for every class"]
 
 
 def find_json(root, split):

@@ -1,8 +1,9 @@
-"""Turn a set of images of one format into another, all parts of it (train, val, test).
+"""Turn a set of images or videos of one format into another, all its parts (train, val, test).
 
 python -m data.convert --from voc --to coco --root datasets --out datasets/voc_as_coco
 python -m data.convert --from coco --to yolo --root PATH --ann mine.json --images photos --out OUT
 python -m data.convert --from custom --to coco --root PATH --out OUT --val_part 0.2
+python -m data.convert --from mot --to cocovid --root PATH --out OUT
 """
 
 import argparse
@@ -10,14 +11,28 @@ import os
 import shutil
 from pathlib import Path
 
+import cv2
+
 import data
+from data.films import Images, frame_of
 from data.parts import Source, add_part_flags, read_parts, source_of, split_off
 from data.records import Records
 from data.splits import NoPart
-from data.writers import WRITERS
+from data.video_writers import write_cocovid, write_yolo_video
+from data.writers import write_coco, write_voc, write_yolo
 from utils import cli
 from utils.errors import UserError
 from utils.log import Progress, say
+
+WRITERS = {
+    "coco": write_coco,
+    "voc": write_voc,
+    "yolo": write_yolo,
+    "cocovid": write_cocovid,
+    "yolovideo": write_yolo_video,
+}
+OF_VIDEOS = ("cocovid", "yolovideo")  # the others make stills of frames
+QUALITY = 95  # of the JPEG that a film's frame becomes
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -27,7 +42,13 @@ def parse_arguments() -> argparse.Namespace:
         epilog="Examples and what each format keeps: docs/data.md, section Converting.",
     )
     group = parser.add_argument_group("from")
-    group.add_argument("--from", dest="dataset", metavar="NAME", help="another name of -d")
+    group.add_argument(
+        "--from",
+        dest="dataset",
+        metavar="NAME",
+        type=lambda name: cli.DATASETS.get(name, name),
+        help="another name of -d",
+    )
     add_part_flags(group)
     group = parser.add_argument_group("to")
     group.add_argument("--to", dest="target", required=True, choices=WRITERS, help="new format")
@@ -35,7 +56,9 @@ def parse_arguments() -> argparse.Namespace:
         "--out", required=True, metavar="DIR", help="folder to write, which must be new or empty"
     )
     group.add_argument(
-        "--link", action="store_true", help="hard links to the images instead of copies"
+        "--link",
+        action="store_true",
+        help="hard links to the images instead of copies (frames of films are written)",
     )
     group.add_argument(
         "--val_part",
@@ -67,7 +90,7 @@ def main():
             f"{split}: {len(records)} images, {len(records.boxes)} boxes read; "
             f"{len(records)} images, {boxes} boxes written"
         )
-        if records.videos:
+        if records.videos and args.target not in OF_VIDEOS:
             notes = [*notes, f"{len(records.videos)} videos became stills"]
         for note in (*records.notes, *notes):
             say(f"  note: {note}")
@@ -141,11 +164,15 @@ def _refuse_val(source: Source):
 
 
 def _placer(link: bool, bar: Progress):
-    """The function that puts an image's file where it belongs."""
+    """The function that puts an image's file where it belongs; of a film's frame it makes one."""
+    images = Images()
 
     def place(source: Path, target: Path):
         target.parent.mkdir(parents=True, exist_ok=True)
-        if link:
+        if frame_of(source):
+            quality = [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
+            target.write_bytes(cv2.imencode(".jpg", images.read(source), quality)[1].tobytes())
+        elif link:
             os.link(os.path.realpath(source), target)
         else:
             shutil.copyfile(source, target)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from data import coco, cocovid, flow, voc, yolo
+from data import coco, cocovid, flow, mot, visdrone_vid, voc, yolo, yolo_video
 from data.faults import name_some
 from data.splits import SPLIT_NAMES, choose, no_split, stand_in
 from utils.errors import UserError
@@ -24,8 +24,20 @@ TREES = """a set of one's own is one of
   COCO json  ROOT/annotations/instances_{train,val}.json and ROOT/{train,val}/*.jpg
   CocoVID    ROOT/annotations/{train,val}.json with a list "videos", and ROOT/frames/
   VOC        ROOT/{Annotations/*.xml,JPEGImages/*.jpg,ImageSets/Main/{train,val}.txt}
+  VisDrone   ROOT/VisDrone2019-VID-{train,val}/{sequences/VIDEO/*.jpg,annotations/*.txt}
+  MOT        ROOT/clips/*.mp4 and ROOT/gt/CLIP/gt.txt, or ROOT/train/CLIP/{img1,gt}/
   FloW       ROOT/{training,test}/{images/*.jpg,annotations/*.xml}
+  YOLO video ROOT/{train,val}.txt and ROOT/{images,labels}/VIDEO/
   YOLO txt   ROOT/{images,labels}/{train,val}/ and ROOT/classes.txt"""
+
+# Name, that of -d, reader, what finds its parts, and where one of them was seen.
+FOLDERS = (
+    ("VisDrone-VID", "visdrone", visdrone_vid, visdrone_vid.find, lambda folder: folder),
+    ("MOT text", "mot", mot, mot.find, lambda clips: clips[0].labels),
+    ("xml files", "flow", flow, flow.find, lambda pair: pair.labels),
+    ("YOLO video", "yolovideo", yolo_video, yolo_video.find_videos, lambda part: part.list),
+    ("YOLO txt", "yolo", yolo, yolo.find, lambda pair: pair.labels),
+)
 
 
 @dataclass(frozen=True)
@@ -90,10 +102,10 @@ def _folder_formats(root, split):
     if devkit:
         where = " and ".join(map(str, devkit.folders.values()))
         yield Format("VOC lists", "voc", where, partial(voc.read, root, split), ("years",))
-    for name, dataset, module in (("xml files", "flow", flow), ("YOLO txt", "yolo", yolo)):
-        found = module.find(root)
+    for name, dataset, module, find, place in FOLDERS:
+        found = find(root)
         if found:
-            where = ", ".join(str(pair.labels) for pair in found.values())
+            where = ", ".join(str(place(part)) for part in found.values())
             yield Format(name, dataset, where, partial(module.read, root, split))
 
 

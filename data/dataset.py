@@ -5,14 +5,13 @@ from functools import partial
 import numpy as np
 
 from data.clips import STILL, Videos
+from data.films import Images
 from data.transforms import Unread, apply, resize
 from utils.errors import UserError
 from utils.image import (
     fit_scale,
     fitted_size,
     is_square,
-    probe_image,
-    read_image,
     reduction,
     resized,
 )
@@ -53,6 +52,7 @@ class Dataset:
         self.shuffle = shuffle
         self.train_difficult = train_difficult
         self.cache = cache if sides is not None else None
+        self._images = Images()
         self._order = (None, None)  # (epoch, its permutation)
 
     def __len__(self):
@@ -60,7 +60,8 @@ class Dataset:
 
     def __getitem__(self, key):
         """Lists by frame: images, targets, orig_sizes (h, w), ratios (x, y), image_ids, files,
-        videos, frames (numbers in their videos), indices, roles, and new_video: if one begins."""
+        videos, frames (numbers in their videos), indices, roles, and new_video: whether no earlier
+        frame of its video went before, as in training, where clips are drawn in any order."""
         epoch, position, sides = key
         order = self.order(epoch)
         rng = np.random.default_rng((self.seed, epoch, position))
@@ -86,7 +87,9 @@ class Dataset:
             "frames": self.records.frame[indices].tolist(),
             "indices": indices,
             "roles": [role for role, _ in clip],
-            "new_video": [frame == 0 for _, frame in clip],
+            "new_video": [
+                frame == 0 or (self.train and t == 0) for t, (_, frame) in enumerate(clip)
+            ],
         }
 
     def _clip(self, number, rng):
@@ -151,10 +154,11 @@ class Dataset:
         path, size_hw = self.records.path(index), tuple(self.records.sizes[index].tolist())
         # Measured results are the reference's, so nothing is reduced for them.
         reduce = reduction(size_hw, self.sides) if self.train and self.sides else 1
-        image = read_image(path, reduce)
+        image = self._images.read(path, reduce)
         if image.shape[:2] not in (size_hw, tuple(side // reduce for side in size_hw)):
+            found = self._images.size_hw(path)
             raise UserError(
-                f"{path}: the image is {probe_image(path)} (h, w) and its labels say {size_hw}; "
+                f"{path}: the image is {found} (h, w) and its labels say {size_hw}; "
                 "correct the labels or the image"
             )
         if self.sides is None:

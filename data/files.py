@@ -6,10 +6,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
+from data.builder import UNREADABLE
 from data.faults import Faults, name_some
+from data.films import Images, frame_of
 from data.records import Records
 from utils.errors import UserError
 from utils.image import probe_image
@@ -33,9 +36,12 @@ def check_files(records: Records, cache_folder=None, faults: Faults | None = Non
     before = _load(store)
     keys = np.array([_key(file) for file in records.files], np.int64)
     known = _rows_of(keys, before)
+    films = _Films()
 
     def look(index):
-        return _check(root / records.files[index], known[index])
+        path = root / records.files[index]
+        frame = frame_of(path)
+        return _check(path, known[index]) if frame is None else films.check(*frame)
 
     found, bad = known, []
     for index, result in enumerate(in_threads(look, len(records))):
@@ -70,6 +76,32 @@ def _check(path, known):
         return DAMAGED, str(error)
 
 
+class _Films:
+    """Whether frames of films are there, as far as the films announce; each is opened once."""
+
+    def __init__(self):
+        self._images, self._lock = Images(), Lock()
+        self._known: dict[Path, tuple] = {}  # (frames, what `_check` would say of the first one)
+
+    def check(self, film, number):
+        """As `_check` of a frame."""
+        with self._lock:
+            if film not in self._known:
+                self._known[film] = self._look(film)
+            count, found = self._known[film]
+        if isinstance(found, tuple) or number < count:
+            return found
+        return MISSING, f"{film}: frame {number} is missing, the film has {count}"
+
+    def _look(self, film):
+        try:
+            opened, status = self._images.film(film), film.stat()
+            size_hw = opened.read(0).shape[:2]
+            return opened.count, np.array((status.st_size, status.st_mtime_ns, *size_hw), np.int64)
+        except UserError as error:
+            return 0, (DAMAGED if film.is_file() else MISSING, str(error))
+
+
 def _size_sentence(path, found, noted):
     sentence = f"{path}: {found.tolist()} (h, w) in the file, {noted.tolist()} in the labels"
     if found.tolist() == noted.tolist()[::-1]:
@@ -86,6 +118,23 @@ def in_threads(function: Callable, count: int) -> Iterator:
     with ThreadPoolExecutor(THREADS) as pool:
         for results in pool.map(block, range(0, count, BLOCK)):
             yield from results
+
+
+def sizes_of(folder: Path, names, faults: Faults) -> list[tuple[int, int] | None]:
+    """(h, w) of each image; None for one that cannot be read, while faults are collected."""
+    results = list(in_threads(lambda index: _size(folder / names[index]), len(names)))
+    for name, result in zip(names, results, strict=True):
+        if isinstance(result, UserError):
+            faults.error(UNREADABLE, folder / name, str(result))
+    return [None if isinstance(result, UserError) else result for result in results]
+
+
+def _size(path):
+    """(h, w), or the UserError that tells why there is none."""
+    try:
+        return probe_image(path)
+    except UserError as error:
+        return error
 
 
 def _rows_of(keys, before):

@@ -39,8 +39,8 @@ def collate(samples, pad_hw=None):
     The images lie channels-last in memory. Targets: boxes float32 [B, G, 4], labels int64 [B, G],
     valid bool [B, G], ignore_boxes float32 [B, I, 4], ignore_valid bool [B, I], size and orig_size
     int64 [B, 2] (h, w), ratio float32 [B, 2] (x, y; fitted by original, before augmentation),
-    image_id, video (-1: a still) and frame int64 [B], new_video bool [B] (the frame begins its
-    video); files (list of B names), roles (list of T names). Without pad_hw the images are padded
+    image_id, video (-1: a still) and frame int64 [B], new_video bool [B] (none of its video went
+    before); files (list of B names), roles (list of T names). Without pad_hw the images are padded
     to the largest of them, rounded up to a multiple of 32.
     """
     frames = [image for sample in samples for image in sample["images"]]

@@ -20,7 +20,7 @@ class Records:
     root: Path  # file names are relative to it
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]  # the set's own id of each class
-    files: Names
+    files: Names  # of images, or of frames of films: data/films.py
     image_ids: np.ndarray  # int64 [I] the set's own ids
     sizes: np.ndarray  # int32 [I, 2] (h, w)
     starts: np.ndarray  # int64 [I + 1] boxes of image i are rows starts[i]:starts[i + 1]
@@ -38,7 +38,7 @@ class Records:
         return len(self.files)
 
     def path(self, index):
-        """Where image `index` lies."""
+        """Where image `index` lies; data.films.Images reads what is there, whatever it is."""
         return self.root / self.files[index]
 
     def boxes_of(self, index):

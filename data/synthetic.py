@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -60,14 +61,16 @@ def _read(scene, root, split, classes, faults):
 
 
 def _write_set(folder, scene):
-    """Draws into a temporary folder and renames it: nobody ever finds half a set."""
+    write_whole(folder, partial(_write_splits, scene=scene))
+
+
+def write_whole(folder, write):
+    """Has a set written into a temporary folder and renames it: nobody ever finds half a set."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=".synthetic-", dir=folder.parent))
         try:
-            (part / "annotations").mkdir()
-            for number, (split, count) in enumerate(scene.counts):
-                _write_split(part, scene, split, count, number)
+            write(part)
             part.chmod(0o755)  # temporary folders are private
             os.rename(part, folder)
         except OSError:
@@ -77,9 +80,15 @@ def _write_set(folder, scene):
             shutil.rmtree(part, ignore_errors=True)
     except OSError as error:
         raise UserError(
-            f"{scene.folder}: cannot write {folder} ({error.strerror or error}); "
+            f"{folder.name}: cannot write {folder} ({error.strerror or error}); "
             "name a folder that can be written with --root"
         ) from None
+
+
+def _write_splits(folder, scene):
+    (folder / "annotations").mkdir()
+    for number, (split, count) in enumerate(scene.counts):
+        _write_split(folder, scene, split, count, number)
 
 
 def _write_split(folder, scene, split, count, number):
@@ -110,7 +119,7 @@ def _write_split(folder, scene, split, count, number):
 
 def draw_image(scene, rng):
     """(image uint8 [size, size, 3], [(label, (x1, y1, x2, y2)), ...])."""
-    canvas = _ground(scene.size, rng)
+    canvas = ground(scene.size, rng)
     count = 0 if rng.random() < EMPTY else int(rng.integers(1, scene.objects + 1))
     owner = np.zeros((scene.size, scene.size), np.int32)  # number of the object seen at each pixel
     areas, objects = [], []
@@ -144,7 +153,7 @@ def _window(array, corner, size_hw):
     return array[y : y + size_hw[0], x : x + size_hw[1]]
 
 
-def _ground(size, rng):
+def ground(size, rng):
     """Clouds of several wavelengths between two colours, stripes now and then, stray lines."""
     field = np.zeros((size, size), np.float32)
     for cells in (3, 7, 16, 40):

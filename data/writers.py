@@ -40,12 +40,12 @@ def write_coco(parts: dict[str, Records], out: Path, place) -> dict[str, tuple]:
         path = out / "annotations" / f"instances_{split}.json"
         with open(path, "w", encoding="utf-8", newline="\n") as stream:
             stream.write('{"images": ')
-            _write_list(stream, _coco_images(records, names))
+            write_list(stream, _coco_images(records, names))
             stream.write(',\n"annotations": ')
-            _write_list(stream, _coco_annotations(records))
+            write_list(stream, coco_annotations(records))
             categories = [{"id": n, "name": name} for n, name in enumerate(records.classes, 1)]
             stream.write(f',\n"categories": {json.dumps(categories)}}}\n')
-        notes = _notes(
+        notes = notes_of(
             (_renamed(records, names), RENAMED),
             (records.difficult, 'difficult objects are marked "difficult": 1 and "ignore": 1'),
         )
@@ -55,7 +55,7 @@ def write_coco(parts: dict[str, Records], out: Path, place) -> dict[str, tuple]:
 
 def write_voc(parts: dict[str, Records], out: Path, place) -> dict[str, tuple]:
     """Whole pixels counted from 1; `_voc_list` says which list a part becomes."""
-    classes = _class_list(parts)
+    classes = class_list(parts)
     year = out / "VOCdevkit" / "VOC2007"
     for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (year / folder).mkdir(parents=True)
@@ -69,7 +69,7 @@ def write_voc(parts: dict[str, Records], out: Path, place) -> dict[str, tuple]:
             xml.write_text(_voc_xml(records, index, name, corners), encoding="utf-8")
         stems = "".join(f"{Path(name).stem}\n" for name in names)
         (year / "ImageSets" / "Main" / _voc_list(split, parts)).write_text(stems, encoding="utf-8")
-        notes = _notes(
+        notes = notes_of(
             (_renamed(records, names), RENAMED),
             (rounded, "boxes were rounded to whole pixels"),
             (cut, "boxes that end at the right or lower edge were cut by a pixel, as VOC has it"),
@@ -82,28 +82,22 @@ def write_voc(parts: dict[str, Records], out: Path, place) -> dict[str, tuple]:
 
 def write_yolo(parts: dict[str, Records], out: Path, place) -> dict[str, tuple]:
     """A line an object: class, centre and size in parts of the image's; crowds are left out."""
-    classes, written = _class_list(parts), {}
+    classes, written = class_list(parts), {}
     for split, records in parts.items():
         names = names_for(records.files)
-        sizes = records.sizes[_owners(records)][:, ::-1].astype(np.float64)  # [N, 2] (w, h)
-        ends = records.boxes.astype(np.float64)
-        centres, spans = (
-            (ends[:, :2] + ends[:, 2:]) / 2 / sizes,
-            (ends[:, 2:] - ends[:, :2]) / sizes,
-        )
-        rows = np.concatenate([centres, spans], axis=1).tolist()
+        rows = yolo_rows(records)
         labels, crowd, starts = records.labels.tolist(), records.crowd, records.starts.tolist()
         for index, name in enumerate(names):
             place(records.path(index), out / "images" / split / name)
             lines = [
-                f"{labels[row]} " + " ".join(f"{value:.8f}" for value in rows[row]) + "\n"
+                yolo_line(labels[row], rows[row])
                 for row in range(starts[index], starts[index + 1])
                 if not crowd[row]
             ]
             text = (out / "labels" / split / name).with_suffix(".txt")
             text.parent.mkdir(parents=True, exist_ok=True)
             text.write_text("".join(lines), encoding="utf-8")
-        notes = _notes(
+        notes = notes_of(
             (_renamed(records, names), RENAMED),
             (records.crowd, "crowds were left out, for YOLO files cannot mark them"),
             (records.difficult & ~records.crowd, "difficult objects became ordinary ones"),
@@ -113,7 +107,16 @@ def write_yolo(parts: dict[str, Records], out: Path, place) -> dict[str, tuple]:
     return written
 
 
-WRITERS = {"coco": write_coco, "voc": write_voc, "yolo": write_yolo}
+def yolo_rows(records: Records) -> list[list[float]]:
+    """Centre and size of each box in parts of its image's."""
+    sizes = records.sizes[owners_of(records)][:, ::-1].astype(np.float64)  # [N, 2] (w, h)
+    ends = records.boxes.astype(np.float64)
+    centres, spans = (ends[:, :2] + ends[:, 2:]) / 2 / sizes, (ends[:, 2:] - ends[:, :2]) / sizes
+    return np.concatenate([centres, spans], axis=1).tolist()
+
+
+def yolo_line(number: int, row: list[float]) -> str:
+    return f"{number} " + " ".join(f"{value:.8f}" for value in row) + "\n"
 
 
 def names_for(files, taken: dict | None = None, flat: bool = False) -> list[str]:
@@ -123,7 +126,7 @@ def names_for(files, taken: dict | None = None, flat: bool = False) -> list[str]
     Every name ends as images' names do: readers of folders pass over others, and hidden ones.
     """
     taken = {} if taken is None else taken  # {stem: the number that was put behind it last}
-    split = [_safe(file) for file in files]
+    split = [safe_parts(file) for file in files]
     shared = len(os.path.commonprefix([parts[:-1] for parts in split]))
     names = []
     for parts in split:
@@ -141,7 +144,7 @@ def names_for(files, taken: dict | None = None, flat: bool = False) -> list[str]
     return names
 
 
-def _safe(file: str) -> list[str]:
+def safe_parts(file: str) -> list[str]:
     """The folders and the name of a file, none of them hidden or leading out of its folder."""
     parts = [part.strip() for part in UNSAFE.sub("_", file).split("/")]
     parts = [part for part in parts if part not in ("", ".", "..")]
@@ -154,17 +157,17 @@ def _renamed(records: Records, names: list[str]) -> np.ndarray:
     return np.array([old.rpartition("/")[2] != new.rpartition("/")[2] for old, new in pairs], bool)
 
 
-def _notes(*pairs) -> list[str]:
+def notes_of(*pairs) -> list[str]:
     """A note for each (mask, sentence) that is true of any image or box."""
     return [f"{int(mask.sum())} {sentence}" for mask, sentence in pairs if mask.any()]
 
 
-def _owners(records: Records) -> np.ndarray:
+def owners_of(records: Records) -> np.ndarray:
     """int64 [N]: the image of each box."""
     return np.repeat(np.arange(len(records)), np.diff(records.starts))
 
 
-def _write_list(stream, items):
+def write_list(stream, items):
     """A json list, one item a line, without holding it in memory."""
     stream.write("[")
     for number, item in enumerate(items):
@@ -178,9 +181,9 @@ def _coco_images(records: Records, names: list[str]):
         yield {"id": image_id, "file_name": name, "height": height, "width": width}
 
 
-def _coco_annotations(records: Records):
+def coco_annotations(records: Records):
     rows = zip(
-        records.image_ids[_owners(records)].tolist(),
+        records.image_ids[owners_of(records)].tolist(),
         records.labels.tolist(),
         _xywh(records.boxes).tolist(),
         records.areas.tolist(),
@@ -236,7 +239,7 @@ def _voc_corners(records: Records):
     """
     boxes = records.boxes.astype(np.float64)
     whole = np.floor(boxes + 0.5)
-    limits = records.sizes[_owners(records)][:, ::-1] - 1  # [N, 2] last pixel (x, y)
+    limits = records.sizes[owners_of(records)][:, ::-1] - 1  # [N, 2] last pixel (x, y)
     far = np.maximum(np.minimum(np.maximum(whole[:, 2:], whole[:, :2] + 1), limits), 1)
     near = np.minimum(whole[:, :2], far - 1)
     cut = (whole[:, 2:] > limits).any(axis=1)
@@ -268,7 +271,7 @@ def _voc_xml(records: Records, index: int, name: str, corners: np.ndarray) -> st
     return "\n".join([*lines, "</annotation>\n"])
 
 
-def _class_list(parts: dict[str, Records]) -> str:
+def class_list(parts: dict[str, Records]) -> str:
     """The text of classes.txt; a name that would shift the numbers of others is a UserError."""
     names = [name.strip() for name in next(iter(parts.values())).classes]
     counts = Counter(names)

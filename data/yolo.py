@@ -9,16 +9,15 @@ Further spellings of the folders: data/pairs.py.
 
 from pathlib import Path
 
-from data.builder import UNREADABLE, Builder
+from data.builder import Builder
 from data.faults import Faults, name_some
-from data.files import in_threads
+from data.files import sizes_of
 from data.pairs import CLASS_LIST, DOUBLES, Kind, label_files, members, own_classes
 from data.pairs import find as find_pairs
 from data.splits import choose, no_split, stand_in
 from data.yaml_names import has_keypoints, read_names
 from data.yolo_txt import CONFIDENCES, POLYGONS, UNKNOWN, parse
 from utils.errors import UserError
-from utils.image import probe_image
 
 KIND = Kind((("images", "labels"), ("", "")), ".txt")
 TREE = """expected:
@@ -48,15 +47,15 @@ def read(root, split, classes=None, *, faults: Faults):
     files, strays, doubles = members(pair, KIND.suffix)
     folder, labels = (each.relative_to(root).as_posix() for each in (pair.images, pair.labels))
     notes = [f"images of {folder}"]
-    parsed = _parse_all(pair, files, labels, faults, notes)
-    numbered = _numbered_classes(root, found) or classes
+    parsed = parse_all(pair, files, labels, faults, notes)
+    numbered = numbered_classes(root, found) or classes
     if numbered is None:
-        numbered = _counted(parsed, [each for each in found.values() if each != pair])
+        numbered = counted(parsed, [each for each in found.values() if each != pair])
         notes.append(f"no {CLASS_LIST} and no data.yaml: classes are called by their numbers")
     classes = classes or numbered
     builder = Builder(root, classes, faults, unit="line")
     label_of = _labels(numbered, classes, root)
-    sizes = _sizes(pair.images, [image for image, _ in files], faults)
+    sizes = sizes_of(pair.images, [image for image, _ in files], faults)
     unwanted = 0
     for (image, txt), size_hw in zip(files, sizes, strict=True):
         if size_hw is None:
@@ -68,7 +67,7 @@ def read(root, split, classes=None, *, faults: Faults):
             elif label_of[number] is None:
                 unwanted += 1
             else:
-                builder.box(row, _pixels(fractions, size_hw), label_of[number], number=line)
+                builder.box(row, pixels(fractions, size_hw), label_of[number], number=line)
     if unwanted:
         notes.append(f"{unwanted} objects of other classes were left out")
     for name in strays:
@@ -84,7 +83,7 @@ def find(root):
     return find_pairs(root, KIND)
 
 
-def _parse_all(pair, files, labels, faults, notes):
+def parse_all(pair, files, labels, faults, notes):
     """{name: its rows} of the label files that belong to images; adds to notes what is odd."""
     odd = {POLYGONS: [], CONFIDENCES: []}
     before = len(faults.found)
@@ -114,7 +113,7 @@ def _parse_all(pair, files, labels, faults, notes):
     return parsed
 
 
-def _numbered_classes(root, found):
+def numbered_classes(root, found):
     """The class list that lies with the data, or None: classes.txt, or `names:` of a yaml file."""
     folders = [pair.labels for pair in found.values()]
     names = own_classes(root, *folders, *(folder.parent for folder in folders))
@@ -136,7 +135,7 @@ def _refuse_keypoints(root):
             )
 
 
-def _counted(parsed, others):
+def counted(parsed, others):
     """Names for the numbers up to the greatest of all splits, so that every split numbers alike."""
     greatest = max((row[1] for rows in parsed.values() for row in rows), default=0)
     unheard = Faults(collect=True)  # another split's faults are told when that split is read
@@ -159,24 +158,8 @@ def _labels(numbered, wanted, root):
     return [label_of.get(name) for name in numbered]
 
 
-def _sizes(folder, names, faults):
-    """(h, w) of each image; None for one that cannot be read, while faults are collected."""
-    results = list(in_threads(lambda index: _size(folder / names[index]), len(names)))
-    for name, result in zip(names, results, strict=True):
-        if isinstance(result, UserError):
-            faults.error(UNREADABLE, folder / name, str(result))
-    return [None if isinstance(result, UserError) else result for result in results]
-
-
-def _size(path):
-    """(h, w), or the UserError that tells why there is none."""
-    try:
-        return probe_image(path)
-    except UserError as error:
-        return error
-
-
-def _pixels(fractions, size_hw):
+def pixels(fractions, size_hw):
+    """(x1, y1, x2, y2) in pixels of an image of this size."""
     height, width = size_hw
     x1, y1, x2, y2 = fractions
     return x1 * width, y1 * height, x2 * width, y2 * height

@@ -42,6 +42,26 @@ def test_parts_elsewhere_and_classes(tmp_path):
         data.read("cocovid", "none", "train", annotation=path)
 
 
+def test_regions_to_ignore(tmp_path):
+    write_images(tmp_path / "frames")
+    content = video_content()
+    content["categories"].append({"id": 9, "name": "ignore"})
+    region = {"image_id": 5, "category_id": 9, "bbox": [1, 2, 30, 40], "id": 77}
+    write_json(tmp_path / "annotations" / "train.json", content)
+    assert data.read("cocovid", tmp_path, "train").classes == ("cat", "dog")
+    content["annotations"].insert(1, region)
+    write_json(tmp_path / "annotations" / "train.json", content)
+    records = data.read("cocovid", tmp_path, "train")
+    assert records.classes == ("cat", "dog") and records.category_ids == (3, 18)
+    assert records.labels[:3].tolist() == [0, 1, 0]
+    assert records.crowd.tolist() == [False, False, False, True, True]
+    assert (records.boxes[3:] == [1, 2, 31, 42]).all() and set(records.labels[3:]) == {0, 1}
+    assert "1 regions are ignored, for every class" in records.notes
+    dogs = data.read("cocovid", tmp_path, "train", classes=("dog", "ignore"))
+    assert dogs.classes == ("dog",)
+    assert dogs.crowd.tolist() == [False, True] and dogs.labels.tolist() == [0, 0]
+
+
 def test_errors(tmp_path):
     write_images(tmp_path / "frames")
     path = tmp_path / "annotations" / "train.json"

@@ -191,6 +191,8 @@ def test_windows_lie_in_one_video_by_frame_number(records):
     assert len(clips) == 4 + 3 and clips[0]["roles"] == ["key"] * 3
     assert clips[0]["new_video"] == [True, False, False] and not any(clips[1]["new_video"])
     assert clips[4]["videos"] == [1] * 3 and clips[4]["frames"] == [11, 13, 15]
+    drawn = make(records, clip=Window(3), transforms=[])  # for training, in any order
+    assert all(drawn[0, p, None]["new_video"] == [True, False, False] for p in range(len(drawn)))
     wide = make(records, clip=Window(3, 2), train=False, transforms=[])
     found = [wide[0, position, None]["indices"] for position in range(len(wide))]
     assert found == [[10, 6, 2], [8, 4, 0], [9, 5, 1]]

@@ -23,7 +23,11 @@ from utils.log import say
 
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python", "pycocotools")
 OPTIONAL_PACKAGES = ("faster-coco-eval", "matplotlib", "tqdm", "tensorboard")
-DATASETS = {"coco-val": "coco"}  # what YOLOF's users call it
+DATASETS = {  # other names: what YOLOF's users call it, and what sets of videos are called
+    "coco-val": "coco",
+    "yolo-video": "yolovideo",
+    "visdrone-vid": "visdrone",
+}
 METAVARS = {int: "N", float: "X", str: "NAME", tuple[int, ...]: "N,N,.."}
 NOT_KEPT = ("resume", "device", "cuda", "debug")  # of an earlier call's arguments
 

@@ -21,7 +21,7 @@ DEPTH = 2  # images read ahead, and left to be drawn behind: photographs take mu
 class Gallery:
     """The pictures of one call: `detect(image)` finds (in `at_a_time` pictures at once, unless they
     are shown), `paint(index, image, found)` draws, what is found goes to `results`. Files that
-    cannot be read are skipped and noted there."""
+    cannot be read are skipped and noted there. `read(path)` reads them."""
 
     def __init__(
         self,
@@ -34,10 +34,11 @@ class Gallery:
         threshold: float,
         labels: Sequence[int] | None = None,
         at_a_time: int = 1,
+        read: Callable[[Path], np.ndarray] = read_image,
     ):
         self.names, self._path_of, self._at_a_time = names, path_of, at_a_time
         self._detect, self._paint, self._results = detect, paint, results
-        self.threshold, self._labels = threshold, labels
+        self.threshold, self._labels, self._reader = threshold, labels, read
 
     def write(self, save_to: Callable[[], Path]):
         """Draws all of them into the folder `save_to()`, under their own names."""
@@ -61,7 +62,7 @@ class Gallery:
         index, step = 0, 1
         while 0 <= index < len(self.names):
             name = self.names[index]
-            image = _read(self._path_of(index))
+            image = self._read(index)
             if isinstance(image, UserError):
                 if index not in seen:
                     self._results.skip(str(image))
@@ -104,16 +105,15 @@ class Gallery:
 
     def _read_all(self) -> Generator:
         for index in range(len(self.names)):
-            yield index, _read(self._path_of(index))
+            yield index, self._read(index)
+
+    def _read(self, index: int) -> np.ndarray | UserError:
+        try:
+            return self._reader(self._path_of(index))
+        except UserError as error:
+            return error
 
     def _save(self, folder: Path, index: int, image: np.ndarray, found: dict):
         target = folder / written_name(self.names[index])
         keep_source(target, self._path_of(index))
         vis.save(target, self._paint(index, image, found))
-
-
-def _read(path: Path) -> np.ndarray | UserError:
-    try:
-        return read_image(path)
-    except UserError as error:
-        return error
