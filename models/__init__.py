@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from models import cspdarknet, resnet
+from models import c2f, cspdarknet, resnet
 from models.cspdarknet53 import cspdarknet53
 from models.darknet53 import darknet53
 from models.detector import Detector
 from models.layers import fuse
 from models.optimize import optimize
 from models.yolof import YOLOF
+from models.yoloft import YOLOFT
 from models.yolox import YOLOX
 from utils import checkpoint
 from utils.errors import UserError
@@ -30,7 +31,7 @@ __all__ = [
     "read",
 ]
 
-DETECTORS = {"yolof": YOLOF, "yolox": YOLOX}
+DETECTORS = {"yolof": YOLOF, "yoloft": YOLOFT, "yolox": YOLOX}
 
 
 class Backbone(NamedTuple):
@@ -41,7 +42,14 @@ class Backbone(NamedTuple):
 
 
 RESNET_OPTIONS = ("layout", "dc5", "dilate_first", "frozen")
+C2F_OPTIONS = ("dcn", "p2")
 BACKBONES = {
+    "c2f-nano": Backbone(c2f.c2f_nano, C2F_OPTIONS),
+    "c2f-s": Backbone(c2f.c2f_s, C2F_OPTIONS),
+    "c2f-m": Backbone(c2f.c2f_m, C2F_OPTIONS),
+    "c2f-l": Backbone(c2f.c2f_l, C2F_OPTIONS),
+    "c2f-v8-s": Backbone(c2f.c2f_v8_s, ()),
+    "c2f-v8-l": Backbone(c2f.c2f_v8_l, ()),
     "cspdarknet-nano": Backbone(cspdarknet.cspdarknet_nano, ("act",)),
     "cspdarknet-tiny": Backbone(cspdarknet.cspdarknet_tiny, ("act",)),
     "cspdarknet-s": Backbone(cspdarknet.cspdarknet_s, ("act",)),
@@ -55,7 +63,13 @@ BACKBONES = {
     "resnet101": Backbone(resnet.resnet101, RESNET_OPTIONS),
     "resnext101-64x4d": Backbone(resnet.resnext101_64x4d, RESNET_OPTIONS),
 }
-OF_BACKBONE = frozenset(RESNET_OPTIONS)  # what a detector is not told; it is told the others
+# What a detector is not told; it is told the others.
+OF_BACKBONE = frozenset((*RESNET_OPTIONS, *C2F_OPTIONS))
+ONLY_OF_SOME = {  # options of a backbone that another cannot leave unheeded
+    "dc5": ("dilated last stage (DC5)", "choose a model of stride 32 (-c5)"),
+    "dcn": ("deformable blocks", "choose c2f-nano, -s, -m or -l"),
+    "p2": ("map of stride 4 to give", "choose c2f-nano, -s, -m or -l"),
+}
 SHAPE = 1333 / 800  # longest by short side, where only one of them is asked for
 
 
@@ -63,11 +77,9 @@ def build_model(recipe, classes) -> Detector:
     """The untrained detector of a recipe."""
     options = recipe.model if isinstance(recipe.model, dict) else asdict(recipe.model)
     backbone = _named(BACKBONES, "backbone", recipe.backbone)
-    if options.get("dc5") and "dc5" not in backbone.takes:
-        raise UserError(
-            f"{recipe.backbone} has no dilated last stage (DC5); leave --dc5 out, or choose a "
-            "model of stride 32 (-c5)"
-        )
+    for name, (lacking, instead) in ONLY_OF_SOME.items():
+        if options.get(name) and name not in backbone.takes:
+            raise UserError(f"{recipe.backbone} has no {lacking}; leave --{name} out, or {instead}")
     return _named(DETECTORS, "detector", recipe.detector)(
         backbone.build(**{name: options[name] for name in backbone.takes if name in options}),
         classes=tuple(classes),

@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from models import yolof_names, yolox_names
+from models import yolof_names, yoloft_names, yolox_names
 from utils import checkpoint
 from utils.classes import COCO_CLASSES, VOC_CLASSES
 from utils.errors import UserError
 
-FAMILIES = {"yolox": yolox_names, "yolof": yolof_names}
+FAMILIES = {"yolox": yolox_names, "yolof": yolof_names, "yoloft": yoloft_names}
 
 RELEASE = "https://github.com/Megvii-BaseDetection/YOLOX/releases/download/0.1.1rc0"
 PUBLISHED = {

@@ -28,6 +28,17 @@ def soft_one_hot(labels: Tensor, values: Tensor, num_classes: int) -> Tensor:
     return targets.scatter_(-1, labels[..., None], values[..., None])
 
 
+def distribution(logits: Tensor, targets: Tensor) -> Tensor:
+    """Distribution focal loss (arXiv 2006.04388): logits [..., K] of the whole numbers from 0 on,
+    targets [...] from 0 to less than K - 1 -> [...]: cross entropy of the two beside a target."""
+    below = targets.floor()
+    share = (targets - below)[..., None]  # of the number above
+    below = below.long()[..., None]
+    log_prob = logits.log_softmax(dim=-1)
+    entropy = log_prob.gather(-1, below) * (1 - share) + log_prob.gather(-1, below + 1) * share
+    return -entropy.squeeze(-1)
+
+
 class _SigmoidFocal(torch.autograd.Function):
     """Keeps two tensors for the gradient, one of them bool, where autograd would keep eight."""
 

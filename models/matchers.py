@@ -15,6 +15,8 @@ from utils.boxes import iou, pairwise_iou, xyxy_to_cxcywh
 
 TOP_K = 10  # most locations one box may get (YOLOX)
 IOU_WEIGHT = 3.0  # of the overlap term beside the class term of the cost
+CLAIMS = 10  # locations that one box asks for (task-aligned)
+SCORE_POWER, OVERLAP_POWER = 0.5, 6  # of the class score and of the overlap in an alignment
 BACKGROUND, IGNORED = -1, -2  # anchors that learn that nothing is there, and that learn no class
 PIXEL = 2**10  # units of a distance: on a grid many are equal, and rounding must not part them
 WHOLE = 2**20  # units of an IoU of 1
@@ -29,6 +31,16 @@ class Match(NamedTuple):
     gt: Tensor  # int64 [B, P]
     valid: Tensor  # bool [B, P]
     iou: Tensor  # float32 [B, P] of the prediction with its box
+
+
+class TaskMatch(NamedTuple):
+    """One row per positive slot; what a slot holds where it is not valid means nothing, but for
+    `score`, which is 0 there."""
+
+    location: Tensor  # int64 [B, P]
+    gt: Tensor  # int64 [B, P]
+    valid: Tensor  # bool [B, P]
+    score: Tensor  # float32 [B, P], what the location's class score should be: 0..1
 
 
 class AnchorMatch(NamedTuple):
@@ -363,3 +375,88 @@ def _last_overlapping(boxes: Tensor, gt: Tensor, valid: Tensor, thresh: float) -
         over = pairwise_iou(part, boxes, eps=1e-7) > thresh  # [B, g, M]
         torch.maximum(last, torch.where(over, slot, -1).amax(1), out=last)
     return last
+
+
+@torch.no_grad()
+def task_aligned(
+    pred: Tensor, logits: Tensor, points: Tensor, gt: Tensor, labels: Tensor, valid: Tensor
+) -> TaskMatch:
+    """Task-aligned assignment (arXiv 2108.07755, as in YOLOv8): each box claims the ten locations
+    inside it that are best aligned, by class score and overlap (CIoU) of their predictions; a
+    location claimed by several goes to the box of largest overlap that contains it.
+
+    pred [B, N, 4], logits [B, N, C], points [N, 2] the locations' centres, all float32;
+    gt [B, G, 4], labels [B, G], valid [B, G]. A location's score is its alignment, scaled so that
+    the best of a box has the box's largest overlap. Ties go to the lower index.
+    """
+    batch, num_gt = valid.shape
+    if num_gt == 0:
+        nothing = labels.new_zeros(batch, 0)
+        return TaskMatch(nothing, nothing, valid, gt.new_zeros(batch, 0))
+    claimed, claims, owner = _claims(pred, logits, points, gt, labels, valid)
+    location, keep, winner = _one_each(claimed, claims, owner)
+    alignment, overlap = _alignments(pred, logits, gt, labels, location, winner)
+    alignment, overlap = (torch.where(keep, x, 0.0) for x in (alignment, overlap))
+    none = gt.new_zeros(batch, num_gt)
+    best_alignment = none.scatter_reduce(1, winner, alignment, "amax").gather(1, winner)
+    best_overlap = none.scatter_reduce(1, winner, overlap, "amax").gather(1, winner)
+    return TaskMatch(location, winner, keep, alignment * best_overlap / (best_alignment + 1e-9))
+
+
+def _claims(pred, logits, points, gt, labels, valid) -> tuple[Tensor, Tensor, Tensor]:
+    """(location [B, G, k], whether it is claimed [B, G, k], the box of largest overlap of those
+    that contain a location, if one does [B, N])."""
+    count = pred.shape[1]
+    number = torch.arange(count, device=gt.device)
+    slot = torch.arange(valid.shape[1], device=gt.device)
+    claimed, claims = [], []
+    most = pred.new_full(pred.shape[:2], -1.0)  # [B, N]
+    owner = torch.zeros_like(most, dtype=torch.int64)
+    parts = (_parts(x, pred) for x in (gt, labels, valid, slot.expand_as(labels)))
+    for boxes, kinds, real, slots in zip(*parts, strict=True):
+        inside = contains(boxes, points) & real[..., None]  # [B, g, N]
+        overlap = iou(boxes[:, :, None], pred[:, None], "ciou").clamp_(min=0)
+        own = logits.mT.gather(1, kinds[..., None].expand(-1, -1, count)).sigmoid_()
+        alignment = own.pow_(SCORE_POWER).mul_(overlap.pow(OVERLAP_POWER))
+        # Bits of floats from 0 on rise as the floats do: above the number, one order of both.
+        key = (alignment.view(torch.int32).long() * 2**32).sub_(number)
+        best = key.masked_fill_(~inside, -(2**62)).topk(min(CLAIMS, count), dim=2)
+        claimed.append(best.indices)
+        claims.append(best.values > -(2**62))
+        overlap.masked_fill_(~inside, -1.0)
+        largest = overlap.amax(1)  # [B, N]
+        first = torch.where(overlap == largest[:, None], slots[..., None], len(slot)).amin(1)
+        owner = torch.where(largest > most, first, owner)
+        most = torch.maximum(most, largest)
+    return torch.cat(claimed, dim=1), torch.cat(claims, dim=1), owner
+
+
+def contains(boxes: Tensor, points: Tensor) -> Tensor:
+    """Which points [N, 2] lie inside boxes [B, G, 4], not on their sides: bool [B, G, N]."""
+    x, y = points.unbind(1)
+    x1, y1, x2, y2 = boxes[..., None].unbind(2)  # [B, G, 1]
+    return (x > x1) & (x < x2) & (y > y1) & (y < y2)
+
+
+def _one_each(claimed, claims, owner) -> tuple[Tensor, Tensor, Tensor]:
+    """(location, keep, winner), [B, P] each: a location claimed twice goes to its owner, and one
+    of its slots is kept."""
+    batch, num_gt, per_box = claimed.shape
+    slot = torch.arange(num_gt * per_box, device=owner.device).expand(batch, -1)
+    claimed, claims = claimed.flatten(1), claims.flatten(1)  # [B, P]
+    spare = claimed.masked_fill(~claims, owner.shape[1])
+    none = slot.new_full((batch, owner.shape[1] + 1), num_gt * per_box)
+    first = none.scatter_reduce(1, spare, slot, "amin").gather(1, claimed)
+    last = (none - none - 1).scatter_reduce(1, spare, slot, "amax").gather(1, claimed)
+    winner = torch.where(first < last, owner.gather(1, claimed), slot // per_box)
+    return claimed, claims & (first == slot), winner
+
+
+def _alignments(pred, logits, gt, labels, location, winner) -> tuple[Tensor, Tensor]:
+    """(alignment, overlap) of each slot's location with its box, [B, P]."""
+    own = pred.gather(1, location[..., None].expand(-1, -1, 4))
+    boxes = gt.gather(1, winner[..., None].expand(-1, -1, 4))
+    overlap = iou(boxes, own, "ciou").clamp(min=0)
+    at = location * logits.shape[2] + labels.gather(1, winner)
+    score = logits.flatten(1).gather(1, at).sigmoid()
+    return score.pow(SCORE_POWER) * overlap.pow(OVERLAP_POWER), overlap

@@ -6,7 +6,7 @@ nothing else of the project: it is data, and pure functions that turn one recipe
 
 from dataclasses import replace
 
-from recipes import yolof, yolox
+from recipes import yolof, yoloft, yolox
 from recipes.changes import (
     as_dict,
     can_end_plain,
@@ -21,6 +21,7 @@ from recipes.changes import (
 )
 from recipes.fields import EMA_DECAY, Augment, Clip, Recipe, Schedule, Stage
 from recipes.yolof import YolofOptions, YolofSwitches
+from recipes.yoloft import YoloftOptions
 from recipes.yolox import YoloxOptions
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Stage",
     "YolofOptions",
     "YolofSwitches",
+    "YoloftOptions",
     "YoloxOptions",
     "as_dict",
     "changed_options",
@@ -55,19 +57,30 @@ __all__ = [
 ]
 
 DEFAULT = "yolof-r50-c5"  # what is trained if neither -v nor --weight names a model
-RECIPES: dict[str, Recipe] = {recipe.version: recipe for recipe in (*yolox.RECIPES, *yolof.RECIPES)}
+RECIPES: dict[str, Recipe] = {
+    recipe.version: recipe for recipe in (*yolox.RECIPES, *yolof.RECIPES, *yoloft.RECIPES)
+}
 
 # Of each family: the options of its network, and all its flags, which may change the rest too.
-OPTIONS = {"yolox": YoloxOptions, "yolof": YolofOptions}
-FLAGS = {"yolox": (YoloxOptions,), "yolof": (YolofOptions, YolofSwitches)}
-PLAIN = {"yolox": "yolox-s", "yolof": "yolof-r50-c5"}  # whose schedule models without a name take
-_FAMILIES = {"yolox": yolox, "yolof": yolof}
+OPTIONS = {"yolox": YoloxOptions, "yolof": YolofOptions, "yoloft": YoloftOptions}
+FLAGS = {
+    "yolox": (YoloxOptions,),
+    "yolof": (YolofOptions, YolofSwitches),
+    "yoloft": (YoloftOptions,),
+}
+# Whose schedule models without a name take.
+PLAIN = {"yolox": "yolox-s", "yolof": "yolof-r50-c5", "yoloft": "yoloft-s"}
+_FAMILIES = {"yolox": yolox, "yolof": yolof, "yoloft": yoloft}
 
 # What a data set changes, whatever the model.
-_SQUARES: dict[str, int] = {"synthetic": 224, "synthetic-tiny": 192}
+_SQUARES: dict[str, int] = {"synthetic": 224, "synthetic-tiny": 192, "synthetic-video": 128}
 # Specks that are made smaller are lost: no other sizes.
-_RANGES: dict[str, tuple[int, int]] = {"synthetic": (160, 352), "synthetic-tiny": (0, 0)}
-_DATASET_EPOCHS = {"synthetic": 30, "synthetic-tiny": 20}
+_RANGES: dict[str, tuple[int, int]] = {
+    "synthetic": (160, 352),
+    "synthetic-tiny": (0, 0),
+    "synthetic-video": (0, 0),
+}
+_DATASET_EPOCHS = {"synthetic": 30, "synthetic-tiny": 20, "synthetic-video": 20}
 
 
 def for_dataset(recipe: Recipe, dataset: str) -> Recipe:

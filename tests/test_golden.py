@@ -9,15 +9,18 @@ from pathlib import Path
 
 import golden_corr
 import golden_dcnv3
+import golden_mstf
 import golden_yolof
 import golden_yolof_net
+import golden_yoloft
 import golden_yolox
 import numpy as np
 import pytest
 
 FOLDER = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "golden")
 CHECKERS = golden_yolox.CHECKERS | golden_yolof.CHECKERS | golden_yolof_net.CHECKERS
-CHECKERS |= golden_dcnv3.CHECKERS | golden_corr.CHECKERS
+CHECKERS |= golden_dcnv3.CHECKERS | golden_corr.CHECKERS | golden_yoloft.CHECKERS
+CHECKERS |= golden_mstf.CHECKERS
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)

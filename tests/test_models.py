@@ -30,6 +30,7 @@ class Family(NamedTuple):
 
 FAMILIES = {
     "yolof": Family("yolof-r18-c5", ("cls", "box"), "cls", {"box": 2.0}),
+    "yoloft": Family("yoloft-nano", ("cls", "box", "dfl"), "cls", {"dfl": 3.0}),
     "yolox": Family("yolox-nano", ("iou", "obj", "cls", "l1"), "obj", {"l1": 1.0}),
 }
 SMALLEST = {family: known.smallest for family, known in FAMILIES.items()}
@@ -52,9 +53,17 @@ COUNTS = {
     "yolof-x101-c5": (102_064_361, 770, 124, 81_406_272),
     "yolof-cspdarknet53-c5": (47_874_313, 662, 104, 26_617_184),
     "yolof-cspdarknet53-dc5": (48_266_078, 662, 104, 26_617_184),
+    "yoloft-nano": (3_283_436, 388, 60, 744_960),
+    "yoloft-s": (11_518_924, 388, 60, 2_931_888),
+    "yoloft-s-dcn": (12_065_810, 458, 62, 2_961_850),
+    "yoloft-s-p2": (8_787_002, 512, 73, 2_931_888),
+    "yoloft-m": (29_172_872, 512, 74, 8_752_784),
+    "yoloft-l": (37_514_284, 632, 94, 13_154_688),
+    "yoloft-mstf-s": (13_049_972, 382, 57, 5_079_712),
+    "yoloft-mstf-l": (45_212_564, 622, 97, 19_808_576),
 }
-LOCATIONS = {"c5": 2 * 3 * 5, "dc5": 4 * 6 * 6}  # of YOLOF in 64 x 96 pixels, by stride
-YOLOX_LOCATIONS = 8 * 12 + 4 * 6 + 2 * 3
+YOLO_LOCATIONS = 8 * 12 + 4 * 6 + 2 * 3  # in 64 x 96 pixels, of strides 8, 16, 32
+LOCATIONS = {"c5": 2 * 3 * 5, "dc5": 4 * 6 * 6, "p2": 16 * 24 + YOLO_LOCATIONS}
 
 
 def count(module):
@@ -116,8 +125,8 @@ def test_counts_and_shapes(name):
         assert len(model.state_dict()) == COUNTS[name][1]
         assert sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == COUNTS[name][2]
         assert count(model.backbone) == COUNTS[name][3]
-        boxes, scores = model.eval().decode(torch.empty(2, 3, 64, 96))
-    locations = LOCATIONS.get(name.split("-")[-1], YOLOX_LOCATIONS)
+        boxes, scores, *_ = model.eval().decode(torch.empty(2, 3, 64, 96))
+    locations = LOCATIONS.get(name.split("-")[-1], YOLO_LOCATIONS)
     assert boxes.shape == (2, locations, 4) and scores.shape == (2, locations, 80)
 
 
@@ -159,12 +168,16 @@ def test_backbone_interface(name, dc5):
 
 def test_models_that_cannot_be_built():
     recipe = RECIPES["yolox-nano"]
-    with pytest.raises(UserError, match="no backbone 'resnet'; there are cspdarknet-nano, "):
+    with pytest.raises(UserError, match="no backbone 'resnet'; there are c2f-nano, "):
         models.build_model(replace(recipe, backbone="resnet"), CLASSES)
-    with pytest.raises(UserError, match="no detector 'yolo'; there are yolof, yolox"):
+    with pytest.raises(UserError, match="no detector 'yolo'; there are yolof, yoloft, yolox"):
         models.build_model(replace(recipe, detector="yolo"), CLASSES)
     with pytest.raises(UserError, match="darknet53 has no dilated last stage .*--dc5"):
         models.build_model(replace(RECIPES["yolof-r50-dc5"], backbone="darknet53"), CLASSES)
+    with pytest.raises(UserError, match="resnet18 has no map of stride 4 .*--p2"):
+        models.build_model(replace(RECIPES["yoloft-s-p2"], backbone="resnet18"), CLASSES)
+    with pytest.raises(UserError, match="resnet18 has no deformable blocks; leave --dcn out"):
+        models.build_model(replace(RECIPES["yoloft-s-dcn"], backbone="resnet18"), CLASSES)
 
 
 # ---- the battery ----
@@ -174,7 +187,7 @@ def test_models_that_cannot_be_built():
 def test_loss_is_finite_and_reaches_every_parameter(family, model, weighted):
     weights = family.weights if weighted else {}
     losses, state = model.train()(*batch(), weights=weights)
-    assert state is None
+    assert state is None or all(x.isfinite().all() for x in state)
     losses["loss"].backward()
     assert losses["loss"].isfinite()
     assert_finite_gradients(model)
@@ -335,9 +348,9 @@ def test_fused_equals_unfused(model):
 def test_detections_are_some_of_what_decode_gives(model):
     images, targets = batch()
     filled = model.eval().fill_padding(images, targets["size"])
-    boxes, scores = model.decode(filled)
-    found, state = model.step(images, targets["size"])
-    assert state is None
+    boxes, scores, *state = model.decode(filled)
+    found, left = model.step(images, targets["size"])
+    assert len(left or ()) == len(state) == len(model.example_state(2, (SIZE, SIZE)))
     for image, one in enumerate(found):
         assert len(one["boxes"]) > 0
         for box, score, label in zip(*one.values(), strict=True):
