@@ -235,7 +235,9 @@ FORCE_INLINE void scatter(Points<T>& points, int64_t first, int64_t count, int64
     }
 }
 
-// All of one image's gradient in channels begin..end, which nobody else writes.
+// All of one image's gradient in channels begin..end, which nobody else writes. It is summed where
+// the channels of a pixel's group lie beside those of the next pixel: in grad_input they are C apart,
+// and the pixels around a point would fight for a few places of the cache.
 template <typename T>
 FORCE_INLINE void backward_channels(const Job<T>& job, int64_t n, int64_t begin, int64_t end) {
     const Geometry& geometry = job.geometry;
@@ -243,6 +245,10 @@ FORCE_INLINE void backward_channels(const Job<T>& job, int64_t n, int64_t begin,
     const int64_t first_group = begin / depth, last_group = (end + depth - 1) / depth;
     const int64_t count = (last_group - first_group) * number;  // of the groups touched
     const int64_t size_out = int64_t(geometry.h.size_out) * geometry.w.size_out;
+    const auto first = [&](int64_t g) { return std::max(begin, g * depth); };
+    const auto width = [&](int64_t g) { return std::min(end, (g + 1) * depth) - first(g); };
+    std::vector<T> sums(job.pixels() * (end - begin));
+    const auto sums_of = [&](int64_t g) { return sums.data() + job.pixels() * (first(g) - begin); };
     Points<T> points(geometry);
     for (int64_t pixel = n * size_out; pixel < (n + 1) * size_out; ++pixel) {
         const int64_t k = (pixel * geometry.group + first_group) * number;
@@ -250,15 +256,18 @@ FORCE_INLINE void backward_channels(const Job<T>& job, int64_t n, int64_t begin,
                pixel % geometry.w.size_out, job.offset + 2 * k, count);
         weigh(points, job.mask + k, count);
         for (int64_t g = first_group; g < last_group; ++g) {
-            const T* grad = job.grad + pixel * channels + g * depth;
-            T* image = job.grad_input + n * job.pixels() * channels + g * depth;
-            const int64_t from = std::max(begin - g * depth, int64_t(0));
-            const int64_t to = std::min(end - g * depth, depth);
-            in_vectors<T, MOST>(from, to, [&](auto part, int64_t d) FORCE_INLINE_LAMBDA {
+            const T* grad = job.grad + pixel * channels + first(g);
+            in_vectors<T, MOST>(0, width(g), [&](auto part, int64_t d) FORCE_INLINE_LAMBDA {
                 using V = typename decltype(part)::type;
                 scatter<V, part.count>(points, (g - first_group) * number, count, number, grad,
-                                       image, channels, d);
+                                       sums_of(g), width(g), d);
             });
+        }
+    }
+    for (int64_t pixel = 0; pixel < job.pixels(); ++pixel) {
+        T* grad_input = job.grad_input + (n * job.pixels() + pixel) * channels;
+        for (int64_t g = first_group; g < last_group; ++g) {
+            std::copy_n(sums_of(g) + pixel * width(g), width(g), grad_input + first(g));
         }
     }
 }
@@ -354,7 +363,7 @@ template <typename T>
 Gradients backward_as(const Geometry& geometry, const Tensor& grad, const Tensor& input,
                       const Tensor& offset, const Tensor& mask, std::array<bool, 3> needs) {
     const bool points = needs[1] || needs[2];  // both come of the same sums
-    Tensor grad_input = needs[0] ? input.new_zeros(input.sizes()) : input.new_empty(0);
+    Tensor grad_input = input.new_empty(needs[0] ? input.sizes() : IntArrayRef{0});
     Tensor grad_offset = offset.new_empty(points ? offset.sizes() : IntArrayRef{0});
     Tensor grad_mask = mask.new_empty(points ? mask.sizes() : IntArrayRef{0});
     backward(Job<T>{.geometry = geometry,
