@@ -1,4 +1,4 @@
-"""Time the operators of cuda_ops, compiled kernels in turn with plain PyTorch, and their memory.
+"""Time native operators in turn with plain PyTorch, and measure their memory.
 
 python benchmark.py operators
 python benchmark.py operators --device cuda

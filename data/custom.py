@@ -24,11 +24,9 @@ TREES = """a set of one's own is one of
   COCO json  ROOT/annotations/instances_{train,val}.json and ROOT/{train,val}/*.jpg
   CocoVID    ROOT/annotations/{train,val}.json with a list "videos", and ROOT/frames/
   VOC        ROOT/{Annotations/*.xml,JPEGImages/*.jpg,ImageSets/Main/{train,val}.txt}
-  VisDrone   ROOT/VisDrone2019-VID-{train,val}/{sequences/VIDEO/*.jpg,annotations/*.txt}
-  MOT        ROOT/clips/*.mp4 and ROOT/gt/CLIP/gt.txt, or ROOT/train/CLIP/{img1,gt}/
   FloW       ROOT/{training,test}/{images/*.jpg,annotations/*.xml}
-  YOLO video ROOT/{train,val}.txt and ROOT/{images,labels}/VIDEO/
-  YOLO txt   ROOT/{images,labels}/{train,val}/ and ROOT/classes.txt"""
+  YOLO txt   ROOT/{images,labels}/{train,val}/ and ROOT/classes.txt
+  videos     as MOT (ROOT/clips/*.mp4, ROOT/gt/CLIP/gt.txt), YOLO video or VisDrone-VID have them"""
 
 # Name, that of -d, reader, what finds its parts, and where one of them was seen.
 FOLDERS = (
