@@ -334,9 +334,11 @@ class DCNv3(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, guide: Tensor | None = None) -> Tensor:
+        """`guide`, like `input`, decides where that is sampled; without, it does so itself."""
+        guide = input if guide is None else guide
         values = self.input_proj(input)  # [N, H, W, C]
-        query = self.dw_conv(input.permute(0, 3, 1, 2))  # [N, Ho, Wo, C]
+        query = self.dw_conv(guide.permute(0, 3, 1, 2))  # [N, Ho, Wo, C]
         mask = self.mask(query).unflatten(-1, (self.group, -1)).softmax(dim=-1).flatten(-2)
         output = dcnv3(values, self._offset(query), mask.to(values.dtype), *self.numbers)
         if self.center_feature_scale:

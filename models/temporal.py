@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cuda_ops import dcnv3
 from models.c2f import deformable
 from models.layers import ConvBNAct
 
@@ -70,14 +69,8 @@ class DeformLevel(nn.Module):
 
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         h = self.gru(h, self.encoder(x))
-        values = self.dcn.input_proj(x.permute(0, 2, 3, 1))  # [B, H, W, C]
-        query = self.dcn.dw_conv(h.to(x.dtype))  # [B, H, W, C]
-        mask = self.dcn.mask(query).unflatten(3, (GROUPS, -1)).softmax(dim=4).flatten(3)
-        sampled = dcnv3(
-            values, self.dcn.offset(query), mask.to(values.dtype), kernel=3, pad=1, group=GROUPS
-        )
-        f = F.silu(self.dcn.output_proj(sampled))
-        return x + f.permute(0, 3, 1, 2), h
+        f = self.dcn(x.permute(0, 2, 3, 1), h.to(x.dtype).permute(0, 2, 3, 1))  # [B, H, W, C]
+        return x + F.silu(f).permute(0, 3, 1, 2), h
 
 
 class Memory(nn.Module):

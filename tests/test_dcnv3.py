@@ -437,3 +437,13 @@ def test_layers_that_cannot_be(options, words):
 def test_the_layer_warns_of_slow_depths():
     with pytest.warns(UserWarning, match="24 channels a group"):
         DCNv3(96, group=4)
+
+
+def test_a_guide_decides_where_the_layer_samples():
+    layer = randomized(DCNv3(8, group=2)).eval()
+    image, guide = torch.randn(2, 1, 5, 6, 8)
+    near(layer(image, image), layer(image), 0)
+    values, query = layer.input_proj(image), layer.dw_conv(guide.permute(0, 3, 1, 2))
+    weights = layer.mask(query).unflatten(-1, (2, 9)).softmax(dim=-1).flatten(-2)
+    wanted = layer.output_proj(dcnv3_twin(values, layer.offset(query), weights, group=2))
+    near(layer(image, guide), wanted, 1e-5)
