@@ -9,6 +9,7 @@ import argparse
 import sys
 
 from benchmarks import (
+    clip,
     evaluation,
     flops,
     inference,
@@ -17,6 +18,7 @@ from benchmarks import (
     memory,
     operators,
     step,
+    streaming,
     video,
 )
 from utils import cli
@@ -25,6 +27,7 @@ from utils.log import say
 
 PARTS = {
     "step": step,
+    "clip": clip,
     "inference": inference,
     "flops": flops,
     "loading": loading,
@@ -33,6 +36,7 @@ PARTS = {
     "memory": memory,
     "operators": operators,
     "video": video,
+    "streaming": streaming,
 }
 
 

@@ -10,7 +10,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import models
+from data.frames import videos_of
 from models import tiles
+from models.detector import follow
 from utils import ahead, cli, gallery, output, playback, source, vis
 from utils.errors import DataError, UserError
 from utils.log import say
@@ -43,6 +45,12 @@ def parse_arguments() -> argparse.Namespace:
     videos.add_argument(
         "--max_frames", type=cli.whole(1), metavar="N", help="at most N frames of each (all)"
     )
+    videos.add_argument(
+        "--stills",
+        action="store_true",
+        help="takes each picture for itself; for a model that remembers those of a folder are the "
+        "frames of a video",
+    )
     return parser.parse_args()
 
 
@@ -52,6 +60,20 @@ def labels_of(names: list[str] | None, classes: tuple[str, ...]) -> list[int] | 
         if name not in classes:
             raise UserError("--classes: " + cli.unknown("class", name, classes))
     return [classes.index(name) for name in names] if names else None
+
+
+def in_order(images: list, args: argparse.Namespace) -> tuple[list, list[int]]:
+    """(the images as frames of videos, each folder being one, in order; the video of each)."""
+    videos = videos_of([path for _, path in images])
+    if len(images) > 1:
+        say(
+            f"{len(images)} pictures are taken for the frames of {len(videos)} videos, a folder "
+            "being one (or more, where the numbers of its frames jump); --stills takes each "
+            "picture for itself"
+        )
+    chosen = [video[:: args.every][: args.max_frames] for video in videos]
+    numbers = [number for number, video in enumerate(chosen) for _ in video]
+    return [images[index] for video in chosen for index in video], numbers
 
 
 def play_all(found: source.Found, player: playback.Playback, results: Results, out, window):
@@ -91,23 +113,33 @@ def main():
     model = models.optimize(model.to(device), half=args.half)
     detect = tiles.finder(model, args.slice, args.overlap, args.conf)
 
+    def finder():
+        return model.follower() if model.remembers else detect
+
     def paint(image, found):
         return vis.draw(image, found, model.classes, threshold=0.0)
 
-    chosen = {
-        "threshold": args.conf,
-        "labels": labels,
-        "at_a_time": ahead.pictures_at_a_time(device),
-    }
+    many = ahead.pictures_at_a_time(device)
+    images, how = found.images, {"detect": detect, "at_a_time": many}
+    if model.remembers and not args.stills:
+        images, videos = in_order(images, args)
+        begin, following = follow(model, videos)
+        how = {"detect": following, "begin": begin}
+    chosen = {"threshold": args.conf, "labels": labels}
     with ExitStack() as stack:
         files = Results(model.classes, out.folder, args.save_txt, args.save_json)
         results = stack.enter_context(files)
         window = stack.enter_context(Window()) if out.shown else None
         go_on = True
-        if found.images:
-            names, paths = zip(*found.images, strict=True)
+        if images:
+            names, paths = zip(*images, strict=True)
             pictures = gallery.Gallery(
-                names, paths.__getitem__, detect, lambda _, *image: paint(*image), results, **chosen
+                names,
+                paths.__getitem__,
+                paint=lambda _, *image: paint(*image),
+                results=results,
+                **how,
+                **chosen,
             )
             if window:
                 say(gallery.KEYS)
@@ -116,7 +148,13 @@ def main():
                 pictures.write(out.folder)
         if found.videos and go_on:
             player = playback.Playback(
-                detect, paint, results, every=args.every, most=args.max_frames, **chosen
+                finder,
+                paint,
+                results,
+                every=args.every,
+                most=args.max_frames,
+                at_a_time=1 if model.remembers else many,
+                **chosen,
             )
             if window:
                 say(playback.KEYS)

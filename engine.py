@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from utils import checkpoint, dist, optim
+from utils import boxes, checkpoint, dist, optim
 from utils.ema import Ema
 from utils.errors import DataError, UserError
 from utils.interrupt import Interrupted, StopFlag
@@ -95,6 +95,12 @@ def _moved(value, device: torch.device):
     return value
 
 
+def begin_all(new_video: Tensor) -> bool:
+    """Whether the first frames [B] or [B, T] of all rows are of new videos. To be asked while they
+    are on the host; a model that need not look back at all takes less time."""
+    return bool(new_video.reshape(len(new_video), -1)[:, 0].all())
+
+
 class Trainer:
     """A model with its optimizer, averages and position: what a checkpoint saves and restores."""
 
@@ -102,6 +108,10 @@ class Trainer:
         self.model = model.to(device, memory_format=torch.channels_last)
         self.recipe, self.device = recipe, device
         self.dtype = amp_dtype(device, amp)
+        # A frozen part keeps its norms' statistics as well.
+        self.frozen = [model.get_submodule(part) for part, share in recipe.part_lr if not share]
+        for part in self.frozen:
+            part.requires_grad_(False)
         self.wide = torch.float32 if device.type == "mps" else torch.float64  # which MPS has not
         updates = [math.ceil(batches / recipe.accumulate) for batches in per_epoch]
         self.epochs = len(per_epoch)
@@ -114,7 +124,8 @@ class Trainer:
         if recipe.ema_decay:
             self.ema = Ema(self.model, decay=recipe.ema_decay, ramp=recipe.ema_ramp)
         self.position = Position()
-        self.state = None  # what a video model carries from one step to the next
+        # What a video model carries from one step to the next. It is not saved: clips begin anew.
+        self.state = None
         self.sums: dict[str, Tensor] = {}  # of the losses since the last record, with their count
         self.left_out = torch.zeros((), device=device)  # 1: the last gradient was not finite
         self.norms = [
@@ -148,7 +159,6 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "position": asdict(self.position),
             "sums": self.sums,
-            "state": self.state,
             "rng": {
                 "cpu": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
@@ -164,15 +174,21 @@ class Trainer:
             self.scaler.load_state_dict(saved["scaler"])
         self.position = Position(**saved["position"])
         self.sums = {name: total.to(self.device) for name, total in saved["sums"].items()}
-        self.state = _moved(saved["state"], self.device)
         torch.set_rng_state(saved["rng"]["cpu"].cpu())
         if self.device.type == "cuda" and saved["rng"]["cuda"] is not None:
             torch.cuda.set_rng_state(saved["rng"]["cuda"].cpu(), self.device)
 
+    def train(self):
+        """The model in training mode, what is frozen apart."""
+        self.wrapped.train()
+        for part in self.frozen:
+            part.eval()
+
     def prepare_update(self) -> float:
         """Sets what the schedule says of the update that comes next; returns the learning rate."""
         for norm, momentum in self.norms:
-            # Running statistics start as plain means: their untrained values are gone at once.
+            # Running statistics start as plain means (of a clip's frames the last counts most):
+            # their untrained values are gone at once.
             norm.momentum = max(momentum, 1 / (self.position.update + 1))
         lr = optim.lr_at(self.position.update, **self.schedule)
         for group in self.optimizer.param_groups:
@@ -187,6 +203,8 @@ class Trainer:
 
     def backward(self, images: Tensor, targets: dict, weights: dict, *, sync: bool) -> dict:
         """Adds one batch's gradients, times what its loss was divided by."""
+        if self.state is not None and begin_all(targets["new_video"]):
+            self.state = None
         images, targets = _moved((images, targets), self.device)
         alone = self.wrapped is self.model
         with contextlib.nullcontext() if sync or alone else self.wrapped.no_sync():
@@ -200,7 +218,7 @@ class Trainer:
 
         Gradients arrive as sums over all batches and ranks and are divided once, by the sum of
         what each loss was divided by (YOLOX: the positives): several small batches, or several
-        ranks, give what one large batch would.
+        ranks, give what one large batch would. (Of clips nearly: their loss is a mean of frames.)
         """
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         torch._foreach_mul_(gradients, dist.world_size() / divisor.clamp(min=1))
@@ -242,9 +260,9 @@ def _not_finite(trainer: Trainer, batches, lr: float) -> UserError:
     for losses, files in batches:
         terms = [name for name, value in losses.items() if not math.isfinite(float(value))]
         if terms:
-            found.append(f"{', '.join(terms)} of {', '.join(map(str, files))}")
+            found.append(f"{', '.join(terms)} of {', '.join(_names(files))}")
     if not found:
-        names = ", ".join(str(name) for _, files in batches for name in files)
+        names = ", ".join(name for _, files in batches for name in _names(files))
         found = [f"the gradient here, or a loss on another process, near {names}"]
     return UserError(
         f"the loss is not finite at update {trainer.position.update}, epoch "
@@ -254,10 +272,15 @@ def _not_finite(trainer: Trainer, batches, lr: float) -> UserError:
     )
 
 
+def _names(files: list) -> list[str]:
+    """The files of a batch; of a clip the first and the last."""
+    return [f"{row[0]} to {row[-1]}" if isinstance(row, list) else str(row) for row in files]
+
+
 def train_one_epoch(trainer: Trainer, loader, weights: dict, *, log: RunLog, stop: StopFlag, save):
     """The rest of the epoch from `trainer.position` on; raises Interrupted after saving."""
     position, accumulate = trainer.position, trainer.recipe.accumulate
-    trainer.wrapped.train()
+    trainer.train()
     verdict, recent = Verdict(trainer.device), deque(maxlen=2 * accumulate)
     zero = torch.zeros((), device=trainer.device)
     divisor, bad, group, border = zero, zero, [], position.step
@@ -272,7 +295,7 @@ def train_one_epoch(trainer: Trainer, loader, weights: dict, *, log: RunLog, sto
             recent.append((losses, targets["files"]))
             divisor = divisor + losses.pop("divisor")
             group.append({**losses, "batches": torch.ones_like(zero)})
-            clock.images += len(images)
+            clock.images += images.shape[:-3].numel()  # of clips all frames
             bad = torch.maximum(bad, (~losses["loss"].isfinite()).float())
             bar.advance()
             if not last:
@@ -328,6 +351,8 @@ def _memory_errors(recipe):
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in text:
             raise
         flags = "--min_size and --max_size" if recipe.max_size else "--img_size"
+        if any(stage.clip.length > 1 for stage in recipe.stages):
+            flags = f"--split_batch, --split_length or {flags}"
         raise UserError(
             f"out of memory with {recipe.batch_size} images of {recipe.size_text} pixels a batch: "
             f"lower --batch_size (and raise --accumulate), or {flags} ({text.splitlines()[0]})"
@@ -336,14 +361,19 @@ def _memory_errors(recipe):
 
 @torch.no_grad()
 def evaluate(model: nn.Module, loader, evaluator, *, device, stop: StopFlag | None = None):
-    """The evaluator, with the detections of `model` on the loader's images, over all ranks."""
+    """The evaluator, with the detections of `model` on the loader's images, over all ranks. For a
+    model that remembers, the loader streams videos: the rows that go on are a batch's first."""
+    assert loader.streams or not model.remembers
     model.eval()
+    state = None
     batches = progress(loader.batches(0), "evaluating", loader.per_epoch, shown=dist.is_main())
     for images, targets in batches:
-        sizes = targets["size"].to(device, non_blocking=True)
-        detections = model.predict(images.to(device, non_blocking=True), sizes)
-        ratios = targets["ratio"].repeat(1, 2).to(device, non_blocking=True)  # [B, xyxy]
-        for found, ratio in zip(detections, ratios, strict=True):
+        names = ("size", "ratio", "new_video")
+        sizes, ratios, new_video = (targets[n].to(device, non_blocking=True) for n in names)
+        images = images.to(device, non_blocking=True)
+        detections, state = model.step(images, sizes, state, new_video)
+        detections = [boxes.clipped(*pair) for pair in zip(detections, sizes, strict=True)]
+        for found, ratio in zip(detections, ratios.repeat(1, 2), strict=True):
             found["boxes"] = found["boxes"] / ratio
         evaluator.add(targets["image_id"].tolist(), detections)
         if stop and stop.signum and not dist.is_distributed():

@@ -70,7 +70,12 @@ def parse_arguments() -> argparse.Namespace:
     )
     running = parser.add_argument_group("running")
     running.add_argument(
-        "-bs", "--batch_size", type=cli.whole(1), default=8, metavar="N", help="images (8)"
+        "-bs",
+        "--batch_size",
+        type=cli.whole(1),
+        default=8,
+        metavar="N",
+        help="images, or videos (8)",
     )
     running.add_argument(
         "--num_workers", type=cli.whole(0), metavar="N", help="processes that read images"
@@ -157,6 +162,7 @@ def detect(args: argparse.Namespace):
         seed=0,
         rank=dist.rank(),
         world=dist.world_size(),
+        streams=model.remembers,
         pin=device.type == "cuda",
     )
     try:
@@ -196,7 +202,11 @@ def report(evaluator: Evaluator, records, args: argparse.Namespace, notes: list[
     voc = args.voc or args.dataset == "voc"
     say(evaluator.table())
     numbers = evaluator.compute()
-    say(", ".join(f"{name} {numbers[name]:.4f}" for name in ("AP", "AP50", "AP75")))
+    if evaluator.of_videos:
+        say("small objects, by the side of a square of their area:")
+        say(evaluator.tiny_table())
+    else:
+        say(", ".join(f"{name} {numbers[name]:.4f}" for name in ("AP", "AP50", "AP75")))
     if voc:
         say(evaluator.voc_table())
     if args.max_dets or args.areas:

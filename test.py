@@ -12,7 +12,9 @@ import numpy as np
 import data
 import models
 from data.films import Images
+from data.streams import in_order
 from models import tiles
+from models.detector import follow
 from utils import ahead, cli, gallery, output, vis
 from utils.errors import UserError
 from utils.log import say
@@ -60,6 +62,9 @@ def main():
     model = opened.build(conf=conf, nms=args.nms, **sides)
     options = cli.reader_options(args, args.split)
     records = data.read(args.dataset, args.root, args.split, **options)
+    if model.remembers:
+        order, videos = in_order(records)
+        records = records.subset(order)
     say(records.summary())
     names, numbers = joined(model.classes, records.classes)
     if args.with_gt and len(names) > len(model.classes):
@@ -79,6 +84,10 @@ def main():
 
     with Results(model.classes, out.folder, args.save_txt, args.save_json) as results:
         detect = tiles.finder(model, args.slice, args.overlap, args.conf)
+        at_a_time, watch = ahead.pictures_at_a_time(device), {}
+        if model.remembers:
+            at_a_time = 1
+            watch["begin"], detect = follow(model, videos)
         pictures = gallery.Gallery(
             records.files,
             records.path,
@@ -86,8 +95,9 @@ def main():
             paint,
             results,
             threshold=args.conf,
-            at_a_time=ahead.pictures_at_a_time(device),
+            at_a_time=at_a_time,
             read=Images().read,
+            **watch,
         )
         if out.shown:
             say(gallery.KEYS)

@@ -9,7 +9,6 @@ Everything a run makes lies in runs/DATASET/VERSION/N/.
 
 import argparse
 import json
-import math
 import os
 import platform
 import subprocess
@@ -24,6 +23,7 @@ import engine
 import models
 import recipes
 from data.films import Images
+from data.streams import watched
 from models.detector import Detector
 from models.initial import initial_model
 from utils import checkpoint, cli, dist, plot, run_folder, vis, vis_targets
@@ -172,10 +172,17 @@ def choose_recipe(
     if args.epochs or args.plain_epochs is not None:
         epochs = args.epochs or recipes.total_epochs(recipe)
         recipe = with_epochs(recipe, epochs, args.plain_epochs)
-    recipe = recipes.with_flags(recipe, cli.given_options(args, recipe.detector, recipes.FLAGS))
+    given = cli.given_options(args, recipe.detector, recipes.FLAGS)
+    if {"batch_size", "split_batch"} <= args.given:
+        raise UserError("--batch_size counts frames and --split_batch clips; give one of them")
+    if args.batch_size is not None:  # also what clips are made of
+        recipe = replace(recipe, batch_size=args.batch_size)
+    try:
+        recipe = recipes.with_flags(recipe, given)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     averages = {None: None, True: recipe.ema_decay or recipes.EMA_DECAY, False: 0.0}
     changes = {
-        "batch_size": args.batch_size,
         "accumulate": args.accumulate,
         "optimizer": args.optimizer,
         "lr": args.lr,
@@ -194,6 +201,8 @@ def choose_recipe(
     if not (args.weight or args.backbone_weight or published):
         if args.frozen and not args.vis_targets:
             raise UserError("--frozen keeps weights as they were read, and none are read here")
+        if args.freeze and not args.vis_targets:
+            raise UserError("--freeze keeps weights as they were read, and none are read here")
         recipe = recipes.without_weights(recipe)
     return recipe, frozenset(changes)
 
@@ -254,8 +263,11 @@ def read_set(args: argparse.Namespace, split: str):
     return records
 
 
-def loader_of(records, recipe: recipes.Recipe, args, device, stage: recipes.Stage | None = None):
-    """The batches of a training stage, or without one those of an evaluation."""
+def loader_of(
+    records, recipe: recipes.Recipe, args, device, stage: recipes.Stage | None = None, streams=False
+):
+    """The batches of a training stage, or without one those of an evaluation, of which `streams`
+    are videos in lock step."""
     training = {}
     if stage:
         low, high = recipe.multi_scale
@@ -271,12 +283,13 @@ def loader_of(records, recipe: recipes.Recipe, args, device, stage: recipes.Stag
         records,
         train=stage is not None,
         sides=recipe.sides,
-        batch_size=recipe.batch_size,
+        batch_size=recipes.samples_of(recipe, stage or recipe.stages[-1]),
         num_workers=cli.worker_count(args.num_workers, device),
         seed=recipe.seed,
         rank=dist.rank(),
         world=dist.world_size(),
         cache_all=args.cache,
+        streams=streams,
         pin=device.type == "cuda",
         **training,
     )
@@ -290,8 +303,7 @@ def plan(
     weight = named_weight(args)
     recipe, given = choose_recipe(args, weight)
     sets = [read_set(args, split) for split in splits]
-    steps = max(1, len(sets[0]) // (recipe.batch_size * dist.world_size()))
-    updates = math.ceil(steps / recipe.accumulate) * recipes.total_epochs(recipe)
+    updates = recipes.updates_of(recipe, len(sets[0]), dist.world_size())
     recipe, said = recipes.fit_to_length(recipe, updates, given)
     model, about = initial_model(
         recipe, sets[0].classes, weight=weight, backbone_weight=args.backbone_weight
@@ -364,7 +376,7 @@ def train(args: argparse.Namespace, device: torch.device) -> int:
     log.write("args.json", json.dumps(extra, indent=1) + "\n")
     log.write("env.txt", environment())
     loaders = [loader_of(train_set, recipe, args, device, stage) for stage in recipe.stages]
-    loader = loader_of(val_set, recipe, args, device)
+    loader = loader_of(val_set, recipe, args, device, streams=model.remembers)
 
     def evaluation(candidate, stop=None) -> Evaluator:
         evaluator = Evaluator(val_set, val_set.classes, val_set.category_ids)
@@ -408,10 +420,9 @@ def report(folder: Path, recipe, val_set, evaluation, device: torch.device, log:
     if not dist.is_main():
         return
     model = models.load(folder / "best.pth").to(device)
-    images = Images()
-    for index in range(min(len(val_set), PICTURES)):
-        image = images.read(val_set.path(index))
-        picture = vis.draw(image, model.detect(image), model.classes)
+    wanted = range(min(len(val_set), PICTURES))
+    for index, image, found in watched(model, val_set, wanted, Images().read):
+        picture = vis.draw(image, found, model.classes)
         vis.save(folder / "detections" / Path(val_set.files[index]).with_suffix(".jpg"), picture)
     curves = plot.curves(folder)
     log.write("metrics.json", json.dumps(evaluator.compute(), indent=1) + "\n")
@@ -419,6 +430,8 @@ def report(folder: Path, recipe, val_set, evaluation, device: torch.device, log:
         f"\nbest of {folder} on {len(val_set)} images, from confidence {PUBLISHED_CONF} on:\n"
         f"{evaluator.table()}"
     )
+    if evaluator.of_videos:
+        log.say(evaluator.tiny_table())
     for note in evaluator.compute()["notes"]:
         log.say(f"note: {note}")
     missed = log.last("unmatched")

@@ -3,10 +3,11 @@
 python benchmark.py video --video bottles.mp4 --weight yolox_nano.pth
 
 Each round takes the same frames in all ways, in turn, every other round in reverse order: the model
-on frames in memory, one at a time with all threads, and as demo.py calls it, a frame for each core;
-what demo.py does, from opening the video to its last frame, keeping only numbers; the same with the
-drawn video written; and, for their processor time, reading, drawing and writing alone. Figures are
-medians of the rounds; the ratio is to the faster of the two ways of the model alone.
+on frames in memory, one at a time with all threads, and as demo.py calls it, a frame for each core
+(not a model that remembers: it needs its frames in turn); what demo.py does, from opening the video
+to its last frame, keeping only numbers; the same with the drawn video written; and, for their
+processor time, reading, drawing and writing alone. Figures are medians of the rounds; the ratio is
+to the faster way of the model alone.
 """
 
 import argparse
@@ -44,29 +45,26 @@ def read(path: str, most: int) -> list:
 
 def ways(args: argparse.Namespace, model, frames: list, folder: Path) -> dict:
     """What is timed: name -> function of no arguments that goes through all frames once."""
-    at_a_time = ahead.pictures_at_a_time(model.pixel_mean.device)
+    at_a_time = 1 if model.remembers else ahead.pictures_at_a_time(model.pixel_mean.device)
     measured = Results(model.classes)
 
-    def find(image):
-        return measured.timed(model.detect, image)
+    def finder():
+        return model.follower() if model.remembers else model.detect
 
-    found = [strong(find(image), args.conf) for image in frames]
+    def detected(count: int):
+        """(frame, what is found), so many at a time."""
+        detect = finder()
+        return ahead.spread(lambda image: measured.timed(detect, image), frames, count)
+
+    found = [strong(found, args.conf) for _, found in detected(1)]
 
     def paint(image, found):
         return vis.draw(image, found, model.classes, threshold=0.0)
 
-    def alone():
-        for image in frames:
-            find(image)
-
-    def several():
-        for _ in ahead.spread(find, frames, at_a_time):
-            pass
-
     def play(writes: bool):
         results = Results(model.classes)
         options = {"threshold": args.conf, "most": args.frames, "at_a_time": at_a_time}
-        player = Playback(model.detect, paint, results, **options)
+        player = Playback(finder, paint, results, **options)
         video = Video(args.video)
         writer = Writer(folder / "drawn", video.fps) if writes else None
         player.play(video, "video", writer)
@@ -76,9 +74,10 @@ def ways(args: argparse.Namespace, model, frames: list, folder: Path) -> dict:
             for image in frames:
                 writer.write(image)
 
+    several = {f"model, {at_a_time} at a time": lambda: list(detected(at_a_time))}
     return {
-        "model, one": alone,
-        f"model, {at_a_time} at a time": several,
+        "model, one": lambda: list(detected(1)),
+        **(several if at_a_time > 1 else {}),
         "demo, not written": lambda: play(False),
         "demo, written": lambda: play(True),
         "reading": lambda: read(args.video, args.frames),

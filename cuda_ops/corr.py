@@ -91,7 +91,8 @@ def _twin(fmap1, fmap2, coords, radius, scale, window_stride, sparse) -> Tensor:
     levels = []
     for level, fmap in enumerate(fmap2):
         pixels = fmap.to(wide).flatten(2)  # [B, C, Hl*Wl]
-        few = max(1, AT_ONCE // max(1, batch * pixels.shape[2]))  # queries at a time
+        known = batch if isinstance(batch, int) else 1  # of what is left open in an exported file
+        few = max(1, AT_ONCE // max(1, known * pixels.shape[2]))  # queries at a time
         parts = []
         for start in range(0, max(1, queries.shape[1]), few):
             some, at = queries[:, start : start + few], coords[:, :, start : start + few]
@@ -123,7 +124,7 @@ def _window(
     products = queries @ pixels  # [B, Q, Hl*Wl]
     # Not a number and far away are outside: read nothing, and have no gradient.
     reach = window_stride * (radius + 1) + 1
-    limits = at.new_tensor([[width], [height]]) + reach
+    limits = library.pair(width, height, at)[:, None] + reach
     inside = ((at > -reach) & (at < limits)).all(dim=1, keepdim=True)
     at = torch.where(inside, at, -reach)
     low = at.floor()

@@ -75,7 +75,7 @@ def dcnv3_twin(
     at = start[:, :, None, None] + offset_scale * moved  # [N, Ho, Wo, G, P, 2]
     # Not a number and far away are outside: read nothing, and have no gradient.
     height, width = input.shape[1:3]
-    inside = (at > -1) & (at < torch.tensor([width, height], dtype=wide, device=at.device))
+    inside = (at > -1) & (at < library.pair(width, height, at))
     at = torch.where(inside.all(dim=-1, keepdim=True), at, -2.0)
     at = at.permute(0, 3, 1, 2, 4, 5).flatten(2, 3).flatten(0, 1)  # [N*G, Ho*Wo, P, 2]
 
@@ -95,7 +95,7 @@ def _read(maps: Tensor, at: Tensor) -> Tensor:
     """
     height, width = map(_power_of_two, maps.shape[2:])
     maps = F.pad(maps, (0, width - maps.shape[3], 0, height - maps.shape[2]))
-    size = torch.tensor([width, height], dtype=at.dtype, device=at.device)
+    size = library.pair(width, height, at)
     return F.grid_sample(maps, (2 * at + 1) / size - 1, align_corners=False)
 
 

@@ -71,6 +71,12 @@ def no_autocast(device: str):
     return torch.autocast(device, enabled=False) if autocasts(device) else contextlib.nullcontext()
 
 
+def pair(x: float, y: float, like: torch.Tensor) -> torch.Tensor:
+    """[x, y] in the format and on the device of `like`; of numbers that a graph can hold: what
+    torch.tensor gives is a constant, which exporting within an exported graph refuses."""
+    return torch.stack((like.new_full((), x), like.new_full((), y)))
+
+
 def refuse_second_derivative(operator: str):
     """Raises: without this the second derivative would be 0 without a word."""
     raise RuntimeError(f"{operator} has no second derivative; {operator}_twin has")

@@ -12,6 +12,7 @@ from utils.errors import UserError
 
 LARGEST = 2**31 - 1  # side of an image
 IDS = range(-(2**63), 2**63)  # that fit into a column
+ABSENT = -(2**63)  # of a further number that an image does not have
 NOT_MARKED = ("", "0", "false")  # marks that are texts, and mean no
 
 
@@ -50,7 +51,7 @@ class Content:
 
 
 def load(path, faults: Faults, image_keys=()) -> Content:
-    """The content of a json; `image_keys` are further whole numbers that each image has."""
+    """The content of a json; `image_keys` are further whole numbers of an image, or ABSENT."""
     images = Images(further={key: array("q") for key in image_keys})
     content, found = Content(images, Annotations(), {}, {}), set()
     for key, items in lists(path):
@@ -73,7 +74,7 @@ def _add_images(images, items, path, faults):
     for item in items:
         try:
             file, image_id = _file(item, path), _whole(item, "id", path)
-            further = [_whole(item, key, path) for key in images.further]
+            further = [_whole(item, key, path) if key in item else ABSENT for key in images.further]
         except UserError as error:
             faults.error("images without a valid name or id", path, str(error))
             continue

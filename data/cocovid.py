@@ -3,8 +3,9 @@
     ROOT/annotations/{train,val,test}.json, images below ROOT/frames/,
     ROOT/{split}/, ROOT/images/ or ROOT/
 
-Each image has a `video_id` and a `frame_id`; the `instance_id` of an annotation is not read. A
-category "ignore" is none: data/numbering.py.
+Each image has a `video_id` and a `frame_id`; the `instance_id` of an annotation is not read. In a
+COCO json without videos every folder of images is one, in the order of data/frames.py. A category
+"ignore" is none: data/numbering.py.
 """
 
 from array import array
@@ -13,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from data.coco import assemble, image_folder
-from data.coco_json import Annotations, load
+from data.coco_json import ABSENT, Annotations, load
 from data.faults import Faults
+from data.frames import by_name, numbers_of
 from data.numbering import ignored_among
 from data.pairs import own_classes
 from data.splits import STANDS_IN, NoPart, stand_in
@@ -44,11 +46,11 @@ def read(root, split, classes=None, *, faults: Faults, annotation=None, images=N
     if images is not None:
         folders = [Path(images)]
     content = load(annotation, faults, image_keys=("video_id", "frame_id"))
-    if not content.videos:
-        raise UserError(
-            f'{annotation}: the list "videos" is missing or empty; for a set of stills use -d coco'
-        )
-    places = _places(content, annotation, faults)
+    if content.videos:
+        places = _places(content, annotation, faults)
+    else:
+        places = _folders(content, annotation)
+        notes.append(f'no list "videos": of images in {len(content.videos)} folders each is one')
     if classes is None:
         classes = own_classes(root)
     if classes is not None:
@@ -74,6 +76,11 @@ def _places(content, path, faults):
     files = content.images.files.names()
     places, seen = [], set()
     for file, video_id, frame in zip(files, *content.images.further.values(), strict=True):
+        if ABSENT in (video_id, frame):
+            sentence = f'{path}: {file} has no "video_id" or no "frame_id"'
+            faults.error("images without a video or a number in it", file, sentence)
+            places.append((-1, 0))
+            continue
         where = f"{path}: {file} is frame {frame} of video {video_id}, which"
         if video_id not in row_of:
             sentence = f'{where} is not in the list "videos"'
@@ -85,6 +92,28 @@ def _places(content, path, faults):
             sentence = f"{where} another image is as well"
             faults.error("frames that are there twice", file, sentence)
         seen.add(places[-1])
+    return places
+
+
+def _folders(content, path):
+    """(row of the video, frame number) of each image of a json without videos, which are named
+    after the folders."""
+    files = [Path(file) for file in content.images.files.names()]
+    video_ids, _ = content.images.further.values()
+    if any(number != ABSENT for number in video_ids) or all(f.parent == Path() for f in files):
+        raise UserError(
+            f'{path}: the list "videos" is missing or empty; for a set of stills use -d coco'
+        )
+    members = {}
+    for index, file in enumerate(files):
+        members.setdefault(file.parent.as_posix(), []).append(index)
+    content.videos.update(enumerate(members))
+    places = [(-1, 0)] * len(files)
+    for row, indices in enumerate(members.values()):
+        stems = [files[index].stem for index in indices]
+        numbers = numbers_of(stems) or by_name(stems)
+        for index, number in zip(indices, numbers, strict=True):
+            places[index] = (row, number)
     return places
 
 

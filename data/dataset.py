@@ -43,7 +43,9 @@ class Dataset:
         self.records = records
         self.clip = clip
         self.videos = Videos(records)
-        counts = (len(clip.keys(self.videos.length(v))) for v in range(len(self.videos)))
+        lengths = [self.videos.length(v) for v in range(len(self.videos))]
+        self._keys = {length: clip.keys(length) for length in set(lengths)}
+        counts = (len(self._keys[length]) for length in lengths)
         self._ends = np.cumsum(np.fromiter(counts, np.int64))  # keys of the videos up to each
         self.transforms = transforms
         self.sides = sides
@@ -61,15 +63,16 @@ class Dataset:
     def __getitem__(self, key):
         """Lists by frame: images, targets, orig_sizes (h, w), ratios (x, y), image_ids, files,
         videos, frames (numbers in their videos), indices, roles, and new_video: whether no earlier
-        frame of its video went before, as in training, where clips are drawn in any order."""
+        frame of its video and size went before, as in training, where clips are drawn in any
+        order."""
         epoch, position, sides = key
         order = self.order(epoch)
         rng = np.random.default_rng((self.seed, epoch, position))
-        clip, indices = self._clip(order[position], rng)
+        video, clip, indices = self._clip(order[position], rng)
 
         def draw():
             partner = draw_partner(position, len(order), rng)
-            return self._frames(self._clip(order[partner], rng)[1], partner)
+            return self._frames(self._clip(order[partner], rng)[-1], partner)
 
         frames = [(frame.load(), frame.target) for frame in self._frames(indices, position)]
         if self.train:
@@ -87,18 +90,25 @@ class Dataset:
             "frames": self.records.frame[indices].tolist(),
             "indices": indices,
             "roles": [role for role, _ in clip],
-            "new_video": [
-                frame == 0 or (self.train and t == 0) for t, (_, frame) in enumerate(clip)
-            ],
+            "new_video": [self._begins(video, clip, t) for t in range(len(clip))],
         }
 
+    def _begins(self, video, clip, t):
+        """Whether a clip's frame t has none before it in its video, or one of another size."""
+        frame = clip[t][1]
+        before = clip[t - 1][1] if t else frame - 1
+        if before < 0 or (self.train and t == 0):
+            return True
+        pair = [self.videos.image(video, at) for at in (before, frame)]
+        return not np.array_equal(*self.records.sizes[pair])
+
     def _clip(self, number, rng):
-        """(role, frame) pairs of a key's number, and the indices of their images."""
+        """The video of a key's number, its (role, frame) pairs, and the indices of their images."""
         video = int(np.searchsorted(self._ends, number, side="right"))
         length = self.videos.length(video)
-        key = self.clip.keys(length)[int(number - self._ends[video])]  # counted from the end
+        key = self._keys[length][int(number - self._ends[video])]  # counted from the end
         clip = self.clip.frames(length, key, rng)
-        return clip, [self.videos.image(video, frame) for _, frame in clip]
+        return video, clip, [self.videos.image(video, frame) for _, frame in clip]
 
     def portrait(self):
         """bool [len]: which keys' images are higher than wide, told by the first of their video."""

@@ -1,6 +1,12 @@
 """Which frame of its video an image is, as its file name tells it."""
 
 import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from data.clips import Videos
 
 DIGITS = re.compile(r"[0-9]+")
 LONGEST = 18  # digits that fit into a column of numbers
@@ -25,6 +31,23 @@ def by_name(stems: list[str]) -> list[int]:
     for place, index in enumerate(order):
         places[index] = place
     return places
+
+
+def videos_of(paths: list[Path]) -> list[list[int]]:
+    """The indices of the images that are frames of one video, in order: each folder is a video, or
+    several where its numbers jump."""
+    folders: dict[Path, list[int]] = {}
+    for index, path in enumerate(paths):
+        folders.setdefault(path.parent, []).append(index)
+    video, frame = np.empty((2, len(paths)), np.int64)
+    for place, members in enumerate(folders.values()):
+        stems = [paths[index].stem for index in members]
+        video[members], frame[members] = place, numbers_of(stems) or by_name(stems)
+    videos = Videos(SimpleNamespace(video=video, frame=frame))
+    return [
+        [videos.image(video, frame) for frame in range(videos.length(video))]
+        for video in range(len(videos))
+    ]
 
 
 def _natural(name):

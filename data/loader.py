@@ -14,6 +14,7 @@ from data.cache import choose_cache
 from data.clips import STILL
 from data.dataset import WINDOW, Dataset
 from data.mosaic import build_transforms
+from data.streams import Streams, joined
 from utils.errors import DataError, UserError
 from utils.image import is_square, padded_hw
 
@@ -111,12 +112,14 @@ def build_loader(
     rank=0,
     world=1,
     cache_all=False,
+    streams=False,
     pin=False,
     context=None,
 ):
     """The Loader of one stage: images fitted into `sides` (short, long), augmented when training.
 
-    `cache_all` holds every decoded image in shared memory, for evaluation as well.
+    `cache_all` holds every decoded image in shared memory, for evaluation as well. `streams`, for
+    evaluation alone: batches go through the videos in lock step, as data/streams.py plans it.
     """
     cache = None
     if train or cache_all:
@@ -141,6 +144,10 @@ def build_loader(
         clip=clip,
         cache=cache,
     )
+    plan = None
+    if streams:
+        shared = {"rank": rank, "world": world}
+        plan = Streams(dataset, batch_size=batch_size, num_workers=num_workers, **shared)
     return Loader(
         dataset,
         batch_size=batch_size,
@@ -151,6 +158,7 @@ def build_loader(
         sides=sides,
         scales=scales,
         scale_every=scale_every,
+        streams=plan,
         pin=pin,
         context=context,
     )
@@ -161,9 +169,10 @@ class Loader:
 
     Training: each global batch is the next world * batch_size positions of the epoch's order, of
     which this rank takes its slice; a rest that does not fill a global batch is left out, unless
-    the whole set is smaller than one. Evaluation: each image once, of which this rank takes the
-    rank-th, the (rank + world)-th and so on of the set's own order, or, where images keep their
-    shapes, of that order sorted by orientation.
+    the whole set is smaller than one, and of clips filled up with the first ones. Evaluation: each
+    image once, of which this rank takes the rank-th, the (rank + world)-th and so on of the set's
+    own order, or, where images keep their shapes, of that order sorted by orientation; with
+    `streams` what these plan.
 
     `sides` (short, long): images are padded to a square, else to the largest of their batch, and
     then batches are of one orientation, so that little is padded; see `grouped`.
@@ -182,6 +191,7 @@ class Loader:
         world=1,
         scales=None,
         scale_every=10,
+        streams=None,
         pin=False,
         context=None,
     ):
@@ -193,13 +203,16 @@ class Loader:
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.rank, self.world, self.sides = rank, world, sides
         self.scales, self.scale_every = scales, scale_every
-        self._portrait = None if is_square(sides) else dataset.portrait()
+        self.streams = streams
+        if streams:
+            num_workers = streams.workers
+        self._portrait = None if is_square(sides) or streams else dataset.portrait()
         self._sequence = (None, None)  # (epoch, its positions as batches take them)
         self._plan = _Plan()
         self._workers = DataLoader(
             _Guarded(dataset),
             batch_sampler=self._plan,
-            collate_fn=_collate_guarded,
+            collate_fn=partial(_collate_guarded, pad_hw=streams and streams.pad_hw),
             num_workers=num_workers,
             prefetch_factor=PREFETCH if num_workers else None,
             persistent_workers=num_workers > 0,
@@ -213,19 +226,29 @@ class Loader:
     def per_epoch(self):
         """Steps in an epoch; the same on all ranks when training."""
         if self.dataset.train:
-            return max(len(self.dataset) // (self.world * self.batch_size), 1)
+            # A last batch of stills that is not full is left out: there are other ones in it in
+            # each epoch. Clips are few, and none is left out.
+            count, total = len(self.dataset), self.world * self.batch_size
+            return max(-(-count // total) if self.dataset.clip.length > 1 else count // total, 1)
+        if self.streams:
+            return self.streams.steps
         own = len(range(self.rank, len(self.dataset), self.world))
         return -(-own // self.batch_size)
 
     def batches(self, epoch, first=0):
         """(images, targets) of steps first, first + 1, ... of an epoch, as `collate` packs them."""
-        self._plan.steps = range(first, self.per_epoch)
+        parts, read = self.streams.parts if self.streams else 1, []
+        self._plan.steps = range(first * parts, self.per_epoch * parts)
         self._plan.keys = partial(self._keys, epoch)
         for batch in self._workers:
             if isinstance(batch, UserError):
                 # A new error, for this one's frames would keep the workers alive.
                 raise DataError(str(batch)) from None
-            yield batch
+            read.append(batch)
+            if len(read) == parts:
+                whole = joined([part for part in read if part])
+                read.clear()
+                yield whole
 
     def close(self):
         """Ends the workers and frees the cache; the loader cannot be used again."""
@@ -239,6 +262,8 @@ class Loader:
     def _positions(self, epoch, step):
         """Positions of this rank's part of a step."""
         count, total = len(self.dataset), self.world * self.batch_size
+        if self.streams:
+            return self.streams.positions(step)
         if not self.dataset.train:
             first = self.rank + step * total
             return self._in_sequence(epoch)[first : first + total : self.world]
@@ -250,14 +275,19 @@ class Loader:
 
     def _in_sequence(self, epoch):
         """All positions of an epoch in the sequence in which its batches take them."""
-        if self._portrait is None:
-            return range(len(self.dataset))
+        count, total = len(self.dataset), self.world * self.batch_size
+        taken = self.per_epoch * total if self.dataset.train else count
+        if self._portrait is None and taken <= count:
+            return range(count)
         if self._sequence[0] != epoch:
-            portrait = self._portrait[self.dataset.order(epoch)]
-            if self.dataset.train:
-                sequence = grouped(portrait, self.world * self.batch_size)
-            else:
-                sequence = portrait.argsort(kind="stable")
+            # The last batch of clips is filled up with the epoch's first.
+            sequence = np.arange(max(taken, count)) % count
+            if self._portrait is not None:
+                portrait = self._portrait[self.dataset.order(epoch)][sequence]
+                if self.dataset.train:
+                    sequence = sequence[grouped(portrait, total)]
+                else:
+                    sequence = portrait.argsort(kind="stable")
             self._sequence = epoch, sequence.tolist()
         return self._sequence[1]
 
@@ -315,13 +345,17 @@ class _Guarded:
             return error, None
 
 
-def _collate_guarded(samples):
-    """A worker's batch, padded as the sides of its keys say, or the first error among it."""
+def _collate_guarded(samples, pad_hw):
+    """A worker's batch, padded to `pad_hw`, or (None) as the sides of its keys say, or the first
+    error among it; None of no samples."""
     for sample, _ in samples:
         if isinstance(sample, UserError):
             return sample
+    if not samples:
+        return None
     sides = samples[0][1]
-    return collate([sample for sample, _ in samples], sides if is_square(sides) else None)
+    pad_hw = pad_hw or (sides if is_square(sides) else None)
+    return collate([sample for sample, _ in samples], pad_hw)
 
 
 def _end_soon(_signum, _frame):

@@ -4,7 +4,7 @@ B images, N locations, C classes. Images are BGR as OpenCV reads them, 0..255, u
 [B, 3, H, W], padded right and bottom; `sizes` [B, 2] is the (h, w) of their content.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ class Detector(nn.Module):
     """
 
     class_layers: tuple[str, ...] = ()  # prefixes of the weights that depend on the classes
+    remembers = False  # whether what it detects in a frame depends on the frames before
 
     def __init__(
         self,
@@ -72,6 +73,10 @@ class Detector(nn.Module):
         """(boxes [B, N, 4], scores [B, N, C], *state) of filled-up images: what export traces."""
         raise NotImplementedError(f"{type(self).__name__} is not exportable: it has no decode")
 
+    def silenced(self, scores: Tensor, images: Tensor, sizes: Tensor) -> Tensor:
+        """The scores [B, N, C] of `decode`, 0 at locations that `step` leaves out beforehand."""
+        return scores
+
     def example_state(self, batch: int, size_hw: tuple[int, int]) -> tuple:
         """The state that `decode` takes beside the images."""
         return ()
@@ -94,15 +99,17 @@ class Detector(nn.Module):
     def predict(self, images: Tensor, sizes: Tensor) -> list[dict]:
         """The detections of single images, clipped to their content."""
         detections, _ = self.step(images, sizes)
-        return [clipped(found, size) for found, size in zip(detections, sizes, strict=True)]
+        return [box_ops.clipped(found, size) for found, size in zip(detections, sizes, strict=True)]
 
     def predict_video(self, frames: Iterable[tuple[Tensor, ...]]) -> Iterator[list[dict]]:
         """The detections of each frame (images, sizes) of one video, or of B videos in lock step,
-        a frame then being (images, sizes, new_video)."""
+        a frame then being (images, sizes, new_video); of fewer images, the first ones go on."""
         state = None
         for images, sizes, *new_video in frames:
             detections, state = self.step(images, sizes, state, *new_video)
-            yield [clipped(found, size) for found, size in zip(detections, sizes, strict=True)]
+            yield [
+                box_ops.clipped(found, size) for found, size in zip(detections, sizes, strict=True)
+            ]
 
     def detect(self, image: np.ndarray) -> dict:
         """The detections in one BGR image [H, W, 3], in its own pixels. Call `eval()` before."""
@@ -116,6 +123,25 @@ class Detector(nn.Module):
         batch, sizes = self.prepare(images)
         found, _ = self.step(batch, sizes)
         return self.restore(found, images)
+
+    def follower(self) -> Callable[[np.ndarray], dict]:
+        """`detect` for the frames of one video, to be called with one after the other: it carries
+        the state along. A frame of another size begins anew."""
+        state, shape = None, None
+
+        @torch.inference_mode()
+        def detect(image: np.ndarray) -> dict:
+            nonlocal state, shape
+            images, sizes = self.prepare([image])
+            found, state = self.step(images, sizes, state if image.shape == shape else None)
+            shape = image.shape
+            return self.restore(found, [image])[0]
+
+        return detect
+
+    def detect_video(self, frames: Iterable[np.ndarray]) -> Iterator[dict]:
+        """The detections in each BGR frame of one video, in its own pixels, as the frames come."""
+        return map(self.follower(), frames)
 
     def prepare(self, images: list[np.ndarray]) -> tuple[Tensor, Tensor]:
         """(uint8 [B, 3, H, W] on the device, sizes [B, 2]) of BGR images of any size: each fitted
@@ -145,7 +171,7 @@ class Detector(nn.Module):
             size_hw = image.shape[:2]
             boxes = found["boxes"]
             boxes = boxes / boxes.new_tensor(fit_scale(size_hw, self.sides) * 2)
-            restored.append(clipped({**found, "boxes": boxes}, torch.tensor(size_hw)))
+            restored.append(box_ops.clipped({**found, "boxes": boxes}, torch.tensor(size_hw)))
         return restored
 
     # ---- pixels ----
@@ -176,6 +202,19 @@ class Detector(nn.Module):
         if self.reverse_channels:
             images = images.flip(1)
         return (images - self.pixel_mean) / self.pixel_std if self.normalized else images
+
+
+def follow(model: Detector, videos: Sequence[int]) -> tuple[Callable, Callable]:
+    """(begin, detect) for pictures that are frames: `begin(index)` is told of each before `detect`
+    sees it, and a new video begins where the numbers of their `videos` change."""
+    now, own = None, None
+
+    def begin(index: int):
+        nonlocal now, own
+        if videos[index] != now:
+            now, own = videos[index], model.follower()
+
+    return begin, lambda image: own(image)
 
 
 def select(
@@ -228,10 +267,3 @@ def check_one_of(name: str, value: str | int, known: Collection):
     """Raises UserError for an option, or what else `name` says, that is none of those known."""
     if value not in known:
         raise UserError(f"{name} is {value!r}; it can be {', '.join(map(str, known))}")
-
-
-def clipped(found: dict, size_hw: Tensor) -> dict:
-    """Detections cut to an image; those that lie wholly outside are left out."""
-    boxes = box_ops.clip(found["boxes"], size_hw)
-    inside = box_ops.area(boxes) > 0
-    return {**{key: value[inside] for key, value in found.items()}, "boxes": boxes[inside]}

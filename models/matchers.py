@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.anchors import Level
-from utils.boxes import iou, pairwise_iou, xyxy_to_cxcywh
+from utils.boxes import iou, pairwise_ciou, pairwise_iou, xyxy_to_cxcywh
 
 TOP_K = 10  # most locations one box may get (YOLOX)
 IOU_WEIGHT = 3.0  # of the overlap term beside the class term of the cost
@@ -415,7 +415,7 @@ def _claims(pred, logits, points, gt, labels, valid) -> tuple[Tensor, Tensor, Te
     parts = (_parts(x, pred) for x in (gt, labels, valid, slot.expand_as(labels)))
     for boxes, kinds, real, slots in zip(*parts, strict=True):
         inside = contains(boxes, points) & real[..., None]  # [B, g, N]
-        overlap = iou(boxes[:, :, None], pred[:, None], "ciou").clamp_(min=0)
+        overlap = pairwise_ciou(boxes, pred).clamp_(min=0)
         own = logits.mT.gather(1, kinds[..., None].expand(-1, -1, count)).sigmoid_()
         alignment = own.pow_(SCORE_POWER).mul_(overlap.pow(OVERLAP_POWER))
         # Bits of floats from 0 on rise as the floats do: above the number, one order of both.

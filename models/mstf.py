@@ -162,7 +162,10 @@ class MSTF(nn.Module):
             self.update.head2.requires_grad_(False)
 
     def forward(self, maps: list[Tensor], state: tuple[Tensor, ...]):
-        """(fused maps, new state)."""
+        """(fused maps, new state); no state is that of videos that begin."""
+        batch, _, height, width = maps[0].shape
+        size_hw = (height * STRIDES[0], width * STRIDES[0])
+        state = state or self.example_state(batch, size_hw, maps[0].device)
         # Correlations and motion in half precision would lose the small steps that matter.
         with no_autocast(maps[0].device.type):
             dtype = self.enter[0].weight.dtype

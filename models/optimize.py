@@ -15,7 +15,9 @@ from utils.precision import cpu_computes_bf16, exact_float32
 # float32 and in 16 bits; a network may amplify what is rounded a lot.
 EXACT, ROUNDED = 1e-3, 0.2
 CHECKED_HW = (96, 128)
-PACKED_FOR = 32  # pixels; oneDNN chooses the same layout of weights for larger maps
+# Layouts of weights that are kept, for as many sizes of maps; for further ones the plain weight is
+# laid out at each call.
+LAYOUTS = 3
 
 
 def optimize(model: Detector, half: bool = False) -> Detector:
@@ -33,6 +35,9 @@ def optimize(model: Detector, half: bool = False) -> Detector:
     for dtype in dict.fromkeys(dtypes):
         fast = _built(model, dtype)
         difference = _difference(model, fast)
+        for module in fast.modules():
+            if isinstance(module, PackedConv):
+                module.packed.clear()  # of a size that never comes again
         if not difference <= (EXACT if dtype == torch.float32 else ROUNDED):
             instead = "the plain model" if best is model else "float32"
             say(
@@ -62,7 +67,8 @@ def half_dtype(device: torch.device) -> torch.dtype:
 
 class PackedConv(nn.Module):
     """Convolution and activation as one operation of oneDNN, the weight in the layout that it
-    computes in; it can be neither moved nor trained."""
+    computes in, which it chooses by the size of the map and the number of threads: in another one
+    some convolutions take ten times as long. It can be neither moved nor trained."""
 
     def __init__(
         self,
@@ -72,17 +78,24 @@ class PackedConv(nn.Module):
         numbers: tuple[float, ...] = (),
     ):
         super().__init__()
-        where = [list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups]
-        example = [1, conv.in_channels, PACKED_FOR, PACKED_FOR]
-        weight = conv.weight.detach().to(dtype)
-        self.weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *where, example)
+        self.where = [list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups]
+        self.weight = conv.weight.detach().to(dtype)
         # In float32 it costs no time and saves a third of the error.
         self.bias = None if conv.bias is None else conv.bias.detach()
-        self.how = (*where, kind, list(numbers), "")
-        self.run = torch.ops.mkldnn._convolution_pointwise.default
+        self.how = (kind, list(numbers), "")
+        self.packed: dict[tuple, Tensor] = {}  # by sizes of maps
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.run(x, self.weight, self.bias, *self.how)
+        weight = self.packed.get((*x.shape, torch.get_num_threads()), self.weight)
+        if weight is self.weight and len(self.packed) < LAYOUTS:
+            weight = self.layout(x.shape)
+        return torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *self.where, *self.how)
+
+    def layout(self, shape: torch.Size) -> Tensor:
+        """The weight for maps [B, C, H, W] of this size, kept."""
+        weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.where, list(shape))
+        self.packed[(*shape, torch.get_num_threads())] = weight
+        return weight
 
 
 def _pack(model: nn.Module, dtype: torch.dtype):
@@ -108,7 +121,7 @@ def _packed(block: ConvAct, dtype: torch.dtype) -> nn.Module:
 @torch.no_grad()
 def _difference(model: Detector, fast: Detector) -> float:
     """The largest root mean square, of all outputs, of the difference between both models' divided
-    by that of the plain model's own."""
+    by that of the plain model's own; of a second frame too where there is a state."""
     device = model.pixel_mean.device
     random = torch.Generator().manual_seed(0)
     coarse = torch.rand(1, 3, 6, 8, generator=random) * 255
@@ -116,9 +129,19 @@ def _difference(model: Detector, fast: Detector) -> float:
     images = images.to(device)
     sizes = torch.tensor([[CHECKED_HW[0] - 9, CHECKED_HW[1]]], device=device)
     with exact_float32():
-        outputs = [each.network(each.fill_padding(images, sizes)) for each in (model, fast)]
+        outputs = [_outputs(each, images, sizes) for each in (model, fast)]
     worst = 0.0
     for plain, other in zip(*outputs, strict=True):
         ratio = (plain.float() - other.float()).norm() / plain.float().norm()
         worst = max(worst, ratio.nan_to_num(torch.inf).item())
     return worst
+
+
+def _outputs(model: Detector, images: Tensor, sizes: Tensor) -> list[Tensor]:
+    """What a network gives for images and, where it keeps a state, for their mirror images next."""
+    outputs = list(model.network(model.fill_padding(images, sizes)))
+    kept = len(model.example_state(len(images), images.shape[2:]))
+    if kept:
+        mirrored = model.fill_padding(images.flip(3), sizes)
+        outputs += model.network(mirrored, *outputs[-kept:])
+    return outputs

@@ -26,11 +26,22 @@ class ConvGRU(nn.Module):
         self.gates = nn.Conv2d(hidden + cin, 2 * hidden, kernel, padding=padding)
         self.candidate = nn.Conv2d(hidden + cin, hidden, kernel, padding=padding)
 
-    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+    def forward(self, h: Tensor | None, x: Tensor) -> Tensor:
+        if h is None:
+            return self.begin(x)
         seen = h.to(x.dtype)
         renewed, looked_at = self.gates(torch.cat((seen, x), dim=1)).sigmoid().chunk(2, dim=1)
         new = self.candidate(torch.cat((looked_at * seen, x), dim=1)).tanh()
         return h + renewed.to(h.dtype) * (new.to(h.dtype) - h)
+
+    def begin(self, x: Tensor) -> Tensor:
+        """The step from zeros, of which the convolutions need not see anything: a sixth of the
+        arithmetic where x has a third of the memory's channels."""
+        hidden, padding = self.candidate.out_channels, self.candidate.padding
+        gates, candidate = self.gates.weight[:hidden, hidden:], self.candidate.weight[:, hidden:]
+        renewed = F.conv2d(x, gates, self.gates.bias[:hidden], padding=padding).sigmoid()
+        new = F.conv2d(x, candidate, self.candidate.bias, padding=padding).tanh()
+        return renewed.float() * new.float()
 
 
 class SepConvGRU(nn.Module):
@@ -41,7 +52,7 @@ class SepConvGRU(nn.Module):
         self.rows = ConvGRU(hidden, cin, (1, 5))
         self.columns = ConvGRU(hidden, cin, (5, 1))
 
-    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+    def forward(self, h: Tensor | None, x: Tensor) -> Tensor:
         return self.columns(self.rows(h, x), x)
 
 
@@ -53,7 +64,7 @@ class GRULevel(nn.Module):
         self.encoder = ConvBNAct(channels, channels // 3, 1, act="silu")
         self.gru = ConvGRU(channels, channels // 3)
 
-    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
         h = self.gru(h, self.encoder(x))
         return x + h.to(x.dtype), h
 
@@ -67,7 +78,7 @@ class DeformLevel(nn.Module):
         self.gru = (SepConvGRU if separable else ConvGRU)(channels, channels // 3)
         self.dcn = deformable(channels, group=GROUPS)
 
-    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
         h = self.gru(h, self.encoder(x))
         f = self.dcn(x.permute(0, 2, 3, 1), h.to(x.dtype).permute(0, 2, 3, 1))  # [B, H, W, C]
         return x + F.silu(f).permute(0, 3, 1, 2), h
@@ -85,7 +96,11 @@ class Memory(nn.Module):
         )
 
     def forward(self, maps: list[Tensor], state: tuple[Tensor, ...]):
-        """(fused maps, new state)."""
+        """(fused maps, new state); no state is that of videos that begin."""
+        if not state and self.training:
+            state = (None,) * len(maps)
+        elif not state:  # models.optimize knows the convolutions as they are called below
+            state = tuple(torch.zeros_like(x, dtype=torch.float32) for x in maps)
         pairs = [level(x, h) for level, x, h in zip(self.levels, maps, state, strict=True)]
         fused, state = zip(*pairs, strict=True)
         return list(fused), state

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.detector import BEFORE_NMS, Detector
 from utils import boxes as box_ops
+from utils.errors import UserError
 
 BATCH = 8  # tiles detected at a time
 EDGE = 0.01  # of a tile's side: a box that ends so near to an inner edge counts as cut by it
@@ -25,6 +26,11 @@ def finder(
     """`model.detect`, or with a side the sliced one; `least` is the score that will be shown."""
     if side is None:
         return model.detect
+    if model.remembers:
+        raise UserError(
+            "--slice: this model remembers at each place what was there in the frames before, and "
+            "tiles lie at other places; leave --slice out, or ask for more pixels with --img_size"
+        )
     return lambda image: detect(model, image, side, overlap, least)
 
 

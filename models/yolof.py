@@ -263,6 +263,10 @@ class YOLOF(Detector):
         inside = (corner_yx < sizes[:, None]).all(2) | (not self.image_mask)
         return inside.repeat_interleave(len(self.anchor_sizes), dim=1)
 
+    def silenced(self, scores: Tensor, images: Tensor, sizes: Tensor) -> Tensor:
+        # What had no loss has not learnt to be silent.
+        return scores * self.inside(images, sizes)[..., None]
+
     def terms(self, raw, logits, targets, anchors, match: matchers.AnchorMatch, inside: Tensor):
         """Sums over each image [B], neither weighted nor divided: {"cls", "box"}."""
         # One label more, for images without boxes: what background would gather must be there.

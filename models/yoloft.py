@@ -30,6 +30,10 @@ LONGEST = BINS - 1.01  # strides that a side can learn: there is a bin on either
 WIDTHS, FIRST_WIDTHS = (128, 196, 384, 768), (256, 512, 1024)
 REMEMBERING = 3  # levels with a memory, from the finest on
 MEMORIES = ("gru", "deform", "mstf")
+# By which a side's bins are less likely, one after the other, at first: boxes begin two cells wide.
+# With equal bins they would be 15 cells wide, and the sixth power of their overlap with a small
+# object, which the assignment takes, so near to 0 that they would never learn.
+STEP = 0.7
 LOSS_WEIGHTS = {"cls": 0.5, "box": 7.5, "dfl": 1.5}  # a stage may change them
 
 
@@ -125,7 +129,8 @@ class Head(nn.Module):
         self.box_preds = predictors(box_width, 4 * BINS)
         self.cls_preds = predictors(cls_width, num_classes)
         for box, cls, stride in zip(self.box_preds, self.cls_preds, strides, strict=True):
-            nn.init.ones_(box.bias)
+            with torch.no_grad():
+                box.bias.copy_((-STEP * torch.arange(BINS)).repeat(4))
             # As if five objects of any class lay in an image of 640 x 640 pixels.
             nn.init.constant_(cls.bias, math.log(5 / num_classes / (640 / stride) ** 2))
 
@@ -146,11 +151,13 @@ class YOLOFT(Detector):
     """The detector on any backbone with maps of strides 8, 16, 32, or 4 to 32.
 
     `depth` and `width` are those of the neck. `memory` is gru or deform (models.temporal), or mstf
-    (models.mstf, which has the last three options). With `mask_ignored` locations centred in
-    ignored regions learn no class.
+    (models.mstf, which has hidden, radius and as_released). With `mask_ignored` locations centred
+    in ignored regions learn no class. In training the gradient goes back through `bptt` frames of a
+    clip, 0 being all. With `forget` each frame is a video's first, for comparison.
     """
 
     class_layers = ("head.cls_",)  # the towers too: they are wider for many classes
+    remembers = True
 
     def __init__(
         self,
@@ -164,6 +171,8 @@ class YOLOFT(Detector):
         hidden: int = 64,
         radius: int = 4,
         as_released: bool = False,
+        bptt: int = 0,
+        forget: bool = False,
         sides: tuple[int, int] = (1024, 1024),
         conf: float = 0.001,
         nms: float = 0.7,
@@ -183,7 +192,7 @@ class YOLOFT(Detector):
             raise UserError(
                 f"YOLOFT with the memory {memory} needs maps of strides 8, 16, 32, not {strides}"
             )
-        self.mask_ignored = mask_ignored
+        self.mask_ignored, self.bptt, self.forget = mask_ignored, bptt, forget
         self.strides = strides
         self.backbone = backbone
         channels, n = tuple(backbone.channels), scaled_depth(3, depth)
@@ -204,7 +213,7 @@ class YOLOFT(Detector):
         height, width = images.shape[-2:]
         if height % 32 or width % 32:
             raise UserError(f"YOLOFT needs image sides that 32 divides, not {height} x {width}")
-        state = state or self.example_state(len(images), (height, width))
+        state = () if self.forget else state
         maps = self.backbone(self.normalize(images))
         fused, state = self.memory(maps[:REMEMBERING], state)
         sides, cls = self.head(self.neck(maps[-1], fused + maps[REMEMBERING:]))
@@ -225,11 +234,14 @@ class YOLOFT(Detector):
         return self.memory.example_state(batch, size_hw, self.pixel_mean.device)
 
     def continued(self, state, images: Tensor, new_video: Tensor | None) -> tuple[Tensor, ...]:
-        """The state that these images meet: zeros in the rows of `new_video` [B], and in all for
-        another number or size of images."""
+        """The state that these images meet, of fewer images the first rows: zeros in the rows of
+        `new_video` [B]; none, which means zeros in all, for more images or another size."""
+        if state is None:
+            return ()
+        state = tuple(x[: len(images)] for x in state)
         zeros = self.example_state(len(images), images.shape[-2:])
-        if state is None or any(a.shape != b.shape for a, b in zip(state, zeros, strict=True)):
-            return zeros
+        if any(a.shape != b.shape for a, b in zip(state, zeros, strict=True)):
+            return ()
         if new_video is None:
             return state
         begins = new_video.to(images.device)[:, None, None, None]
@@ -268,14 +280,15 @@ class YOLOFT(Detector):
 
     def forward(self, images: Tensor, targets: dict, state=None, weights: dict | None = None):
         """(losses, state after the last frame) of images [B, 3, H, W] or of clips [B, T, 3, H, W]:
-        one pass a frame, means over the frames. The gradient goes back through the clip, not into
-        the step that the state came from, whose graph is gone."""
+        one pass a frame, means over the frames. The gradient goes back through the clip, or `bptt`
+        frames of it, not into the step that the state came from, whose graph is gone."""
         for name in weights or {}:
             check_one_of("yoloft: the loss that a stage weighs", name, LOSS_WEIGHTS)
         weights = LOSS_WEIGHTS | (weights or {})
-        state = state and tuple(x.detach() for x in state)
         each = []
-        for frame_images, frame_targets in frames_of(images, targets):
+        for t, (frame_images, frame_targets) in enumerate(frames_of(images, targets)):
+            if state and (t == 0 or (self.bptt and t % self.bptt == 0)):
+                state = tuple(x.detach() for x in state)
             found, state = self.frame_loss(frame_images, frame_targets, state, weights)
             each.append(found)
         means = {name: torch.stack([found[name] for found in each]).mean(0) for name in each[0]}

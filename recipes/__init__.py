@@ -14,14 +14,16 @@ from recipes.changes import (
     from_values,
     known,
     narrowed,
+    samples_of,
     total_epochs,
+    updates_of,
     with_epochs,
     with_sides,
     without_weights,
 )
 from recipes.fields import EMA_DECAY, Augment, Clip, Recipe, Schedule, Stage
 from recipes.yolof import YolofOptions, YolofSwitches
-from recipes.yoloft import YoloftOptions
+from recipes.yoloft import YoloftOptions, YoloftSwitches
 from recipes.yolox import YoloxOptions
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "YolofOptions",
     "YolofSwitches",
     "YoloftOptions",
+    "YoloftSwitches",
     "YoloxOptions",
     "as_dict",
     "changed_options",
@@ -47,7 +50,9 @@ __all__ = [
     "for_dataset",
     "from_dict",
     "narrowed",
+    "samples_of",
     "total_epochs",
+    "updates_of",
     "with_backbone",
     "with_epochs",
     "with_flags",
@@ -66,7 +71,7 @@ OPTIONS = {"yolox": YoloxOptions, "yolof": YolofOptions, "yoloft": YoloftOptions
 FLAGS = {
     "yolox": (YoloxOptions,),
     "yolof": (YolofOptions, YolofSwitches),
-    "yoloft": (YoloftOptions,),
+    "yoloft": (YoloftOptions, YoloftSwitches),
 }
 # Whose schedule models without a name take.
 PLAIN = {"yolox": "yolox-s", "yolof": "yolof-r50-c5", "yoloft": "yoloft-s"}

@@ -12,6 +12,70 @@ def total_epochs(recipe: Recipe) -> int:
     return sum(stage.epochs for stage in recipe.stages)
 
 
+def samples_of(recipe: Recipe, stage: Stage) -> int:
+    """How many samples, images or clips, a process takes in each step of a stage."""
+    return stage.clips or max(1, recipe.batch_size // stage.clip.length)
+
+
+def with_part_lr(recipe: Recipe, shares: dict[str, float]) -> Recipe:
+    """The recipe with these parts' learning rates, as shares of its own."""
+    shares = dict(recipe.part_lr) | shares
+    return replace(recipe, part_lr=tuple((p, share) for p, share in shares.items() if share != 1))
+
+
+def with_clips(
+    recipe: Recipe, lengths: tuple, starts: tuple, interval: int, counts: dict[int, int]
+) -> Recipe:
+    """The recipe whose samples are clips of lengths[i] frames from epoch starts[i] on, `interval`
+    frames apart; `counts` says how many of a length a process takes in each step.
+
+    Its stages are cut at these epochs, and keep all else."""
+    stages, first = [], 0
+    for stage in recipe.stages:
+        end = first + stage.epochs
+        edges = [first, *(start for start in starts if first < start < end), end]
+        for begin, until in zip(edges, edges[1:], strict=False):
+            length = max(
+                (start, n) for start, n in zip(starts, lengths, strict=True) if start <= begin
+            )[1]
+            clip = Clip(length, interval)
+            many = counts.get(length, 0)
+            stages.append(replace(stage, epochs=until - begin, clip=clip, clips=many))
+        first = end
+    return replace(recipe, stages=tuple(stages))
+
+
+def clip_lengths(recipe: Recipe) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The lengths of a recipe's clips, and the epochs from which on they are so long."""
+    pairs, first = [], 0
+    for stage in recipe.stages:
+        if not pairs or pairs[-1][0] != stage.clip.length:
+            pairs.append((stage.clip.length, first))
+        first += stage.epochs
+    lengths, starts = zip(*pairs, strict=True)
+    return lengths, starts
+
+
+def _uncut(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """The stages before they were cut for the lengths of clips."""
+    joined = []
+    for stage in stages:
+        stage = replace(stage, clip=Clip(), clips=0)
+        if joined and replace(joined[-1], epochs=stage.epochs) == stage:
+            stage = replace(stage, epochs=joined.pop().epochs + stage.epochs)
+        joined.append(stage)
+    return tuple(joined)
+
+
+def updates_of(recipe: Recipe, images: int, world: int) -> int:
+    """About how many updates `world` processes make in a run on so many images."""
+    total = 0
+    for stage in recipe.stages:
+        frames = samples_of(recipe, stage) * stage.clip.length * world
+        total += stage.epochs * math.ceil(max(1, images // frames) / recipe.accumulate)
+    return total
+
+
 def with_sides(recipe: Recipe, img_size: int, max_size: int = 0) -> Recipe:
     """The recipe at another size: a square, or with `max_size` a short and a longest side; the
     multi-scale range keeps its ratio to the first, and stays within the longest."""
@@ -31,13 +95,23 @@ def without_weights(recipe: Recipe) -> Recipe:
 def with_epochs(recipe: Recipe, epochs: int, plain: int | None = None) -> Recipe:
     """The recipe with `epochs` in all. Its last stage has `plain` of them, by default its own
     length, but at most a quarter of a short run; the stages before share the rest in proportion.
-    A `plain` end of a recipe with one stage is that stage without mosaic and mixup."""
-    *early, last = recipe.stages
+    A `plain` end of a recipe with one stage is that stage without mosaic and mixup. Clips have
+    their lengths from the same epochs on as before."""
+    lengths, starts = clip_lengths(recipe)
+    counts = {stage.clip.length: stage.clips for stage in recipe.stages}
+    inside = [(n, start) for n, start in zip(lengths, starts, strict=True) if start < epochs]
+    stages = _with_epochs(_uncut(recipe.stages), epochs, plain)
+    interval = recipe.stages[0].clip.interval
+    return with_clips(replace(recipe, stages=stages), *zip(*inside, strict=True), interval, counts)
+
+
+def _with_epochs(stages: tuple[Stage, ...], epochs: int, plain: int | None) -> tuple[Stage, ...]:
+    *early, last = stages
     if not early and plain is not None and last.augment.mixes:
         early, last = [last], replace(last, augment=replace(last.augment, mosaic=0.0, mixup=0.0))
     plain = min(last.epochs, max(1, epochs // 4)) if plain is None else min(plain, epochs)
     if not early or plain == epochs:
-        return replace(recipe, stages=(replace(last, epochs=epochs),))
+        return (replace(last, epochs=epochs),)
     rest, asked = epochs - plain, sum(stage.epochs for stage in early)
     edges = [
         round(rest * sum(stage.epochs for stage in early[:i]) / asked)
@@ -47,7 +121,7 @@ def with_epochs(recipe: Recipe, epochs: int, plain: int | None = None) -> Recipe
     stages = [replace(stage, epochs=n) for stage, n in zip(early, lengths, strict=True) if n]
     if plain:
         stages.append(replace(last, epochs=plain))
-    return replace(recipe, stages=tuple(stages))
+    return tuple(stages)
 
 
 def can_end_plain(recipe: Recipe) -> bool:
@@ -125,11 +199,11 @@ def known(kind, values: dict) -> dict:
 
 def from_values(values: dict, options: type) -> Recipe:
     """The recipe that `as_dict` wrote; `options` is the kind of its family's. A ValueError if it
-    is an earlier release's, which had no schedule of its own."""
-    if "schedule" not in values:
+    is an earlier release's, whose learning rates were said otherwise."""
+    if "schedule" not in values or "part_lr" not in values:
         raise ValueError(
-            "this run was begun by an earlier release, whose warm-up this one cannot repeat; end "
-            "it with that release, or start a new run from its weights with --weight"
+            "this run was begun by an earlier release, whose learning rates this one cannot "
+            "repeat; end it with that release, or start a new run from its weights with --weight"
         )
     stages = tuple(
         Stage(

@@ -57,13 +57,17 @@ class Stage:
     augment: Augment = Augment()
     weights: tuple[tuple[str, float], ...] = ()
     clip: Clip = Clip()
+    clips: int = 0  # per process and step; 0: as many as the recipe's batch has frames for
 
     @property
     def text(self) -> str:
         """What the stage does, in a few words."""
+        frames = f"{self.clip.length} frames, " if self.clip.length > 1 else ""
+        frames += f"{self.clip.interval} apart, " if self.clip.interval > 1 else ""
         shares = {"mosaic": self.augment.mosaic, "mixup": self.augment.mixup}
         parts = [f"{name} {share:g}" for name, share in shares.items() if share] or ["plain images"]
-        return ", ".join(parts + [f"{name} loss {weight:g}" for name, weight in self.weights])
+        parts += [f"{name} loss {weight:g}" for name, weight in self.weights]
+        return frames + ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -91,14 +95,15 @@ class Recipe:
     stages: tuple[Stage, ...]
     max_size: int = 0  # most that the long side measures
     pretrained: bool = False  # whether the backbone starts from its published weights
-    batch_size: int = 8  # images per process and step
+    batch_size: int = 8  # images, or frames of clips, per process and step
     accumulate: int = 1  # steps whose gradients are summed before one update
     shuffle: bool = True  # a new order of the images in each epoch
     optimizer: str = "sgd"
     nesterov: bool = True  # the kind of sgd's momentum
     lr: float = 0.01  # at `base_batch` images per update
     base_batch: int = 64
-    backbone_lr: float = 1.0  # as a share of lr
+    # As shares of lr, of parts of the model by name; one that has 0 is frozen.
+    part_lr: tuple[tuple[str, float], ...] = ()
     short_lr: float = 2e-3  # adamw's at 8 images per update, in runs of few updates
     schedule: Schedule = Schedule()
     weight_decay: float = 5e-4

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
+from recipes.changes import with_part_lr
 from recipes.fields import Augment, Recipe, Schedule, Stage, option
 
 LN_1E8, LN_1E4 = (
@@ -80,7 +81,7 @@ class YolofSwitches:
     )
     shuffle: bool = option(True, "a new order of the images in each epoch")
     backbone_lr: float = option(
-        BACKBONE_LR, "learning rate of the backbone, as a share of --lr", least=0.0
+        BACKBONE_LR, "learning rate of the backbone, as a share of --lr; 0: frozen", least=0.0
     )
     warmup: str = option("linear", "how the learning rate rises", ("linear", "exp"))
 
@@ -114,7 +115,7 @@ _R50 = Recipe(
     stages=(Stage(12, _AUGMENT),),
     nesterov=False,
     lr=0.12,
-    backbone_lr=BACKBONE_LR,
+    part_lr=(("backbone", BACKBONE_LR),),
     short_lr=1e-3,
     schedule=_1X,
     weight_decay=1e-4,
@@ -145,7 +146,7 @@ _CSP = {
     "multi_scale": (512, 768),
     "stages": (Stage(37, Augment(mosaic=0.5, mosaic_scale=(0.5, 1.5), shift=SHIFT)),),
     "lr": 0.04,
-    "backbone_lr": 1.0,
+    "part_lr": (),
     "schedule": replace(_1X, steps=(52500 / 67500, 62500 / 67500)),
 }
 _CSP_BLOCKS = {"head_act": "lrelu", "dilations": tuple(range(1, 9))}
@@ -213,7 +214,7 @@ _SEED = {
 _SEED_TRAINING = {
     "lr": 0.01,
     "base_batch": 16,
-    "backbone_lr": 1.0,
+    "part_lr": (),
     "schedule": Schedule(
         warmup=500 * 16 / COCO_IMAGES, rise="exp", fall="steps", steps=(8 / 12, 11 / 12)
     ),
@@ -249,5 +250,7 @@ def with_flags(recipe: Recipe, given: dict) -> Recipe:
         rise_from = _1X.rise_from if rise == "linear" else 0.0
         schedule = replace(recipe.schedule, rise=rise, rise_from=rise_from)
         recipe = replace(recipe, schedule=schedule)
-    changes = {name: given.pop(name) for name in ("shuffle", "backbone_lr") if name in given}
+    if "backbone_lr" in given:
+        recipe = with_part_lr(recipe, {"backbone": given.pop("backbone_lr")})
+    changes = {"shuffle": given.pop("shuffle")} if "shuffle" in given else {}
     return replace(recipe, **changes, model=replace(recipe.model, **given))

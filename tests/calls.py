@@ -8,6 +8,7 @@ import pytest
 import benchmark
 import demo
 import eval as eval_script
+import export
 import test as test_script
 import train as train_script
 from data import check, convert
@@ -18,6 +19,7 @@ SCRIPTS = {
     "eval": eval_script,
     "test": test_script,
     "demo": demo,
+    "export": export,
     "benchmark": benchmark,
     "check": check,
     "convert": convert,

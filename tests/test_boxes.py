@@ -45,6 +45,14 @@ def test_aligned_overlap_is_the_diagonal_of_pairwise():
     assert torch.allclose(box_ops.iou(a, b, eps=0.0), expected, atol=1e-6)
 
 
+def test_pairwise_ciou_is_the_aligned_one_of_every_pair():
+    a, b = random_boxes(2, 5), random_boxes(2, 7)
+    b[:, 0] = a[:, 0]
+    expected = box_ops.iou(a[:, :, None], b[:, None], "ciou")
+    torch.testing.assert_close(box_ops.pairwise_ciou(a, b), expected, rtol=0, atol=1e-6)
+    assert expected.min() < 0 and expected.max() > 0.99
+
+
 def test_unknown_overlap_is_refused():
     with pytest.raises(ValueError, match="siou"):
         box_ops.iou(torch.rand(1, 4), torch.rand(1, 4), "siou")

@@ -18,6 +18,7 @@ import torch
 
 import demo as demo_script
 import eval as eval_script
+import export as export_script
 import models
 import test as test_script
 import train as train_script
@@ -172,7 +173,7 @@ def test_help_of_a_process_explains_every_flag():
     check_help(done.stdout)
 
 
-@pytest.mark.parametrize("script", ["train", "eval", "test", "benchmark"])
+@pytest.mark.parametrize("script", ["train", "eval", "test", "export", "benchmark"])
 def test_help_explains_every_flag(script, call):
     code, out, _ = call(script, "--help")
     assert code == 0
@@ -193,7 +194,7 @@ def check_help(text: str):
         assert not re.fullmatch(r"  (-\w, )?--\w+( \w+)?", line), f"no help: {line}"
 
 
-COMMANDS = "train|eval|test|demo|benchmark"
+COMMANDS = "train|eval|test|demo|export|benchmark"
 
 
 def commands() -> list[str]:
@@ -215,6 +216,7 @@ def test_the_pages_commands_are_understood(command, monkeypatch):
         "eval.py": eval_script,
         "test.py": test_script,
         "demo.py": demo_script,
+        "export.py": export_script,
     }
     name, *flags = shlex.split(command)
     if name == "benchmark.py":

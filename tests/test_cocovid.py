@@ -3,6 +3,7 @@ import pytest
 import data
 from data.clips import Videos
 from tests.miniature import SHARED, check_same, coco_content, needs, write_images, write_json
+from tests.moving import write_image
 from utils.errors import UserError
 
 
@@ -62,6 +63,21 @@ def test_regions_to_ignore(tmp_path):
     assert dogs.crowd.tolist() == [False, True] and dogs.labels.tolist() == [0, 0]
 
 
+def test_folders_are_videos_where_none_are_listed(tmp_path):
+    """With the numbers that label files of the same names have."""
+    names = {"a": "two/x_10", "b": "one/7", "c": "two/x_9"}
+    content = coco_content()
+    for image, name in zip(content["images"], names.values(), strict=True):
+        image["file_name"] = f"{name}.jpg"
+        write_image(tmp_path / "images" / f"{name}.jpg", (image["height"], image["width"]))
+    path = write_json(tmp_path / "official.json", content)
+    records = data.read("cocovid", tmp_path, "val", annotation=path)
+    assert records.videos == ("two", "one") and records.video.tolist() == [0, 1, 0]
+    assert records.frame.tolist() == [10, 7, 9] and records.image_ids.tolist() == [12, 5, 900]
+    assert records.category_ids == (3, 18)
+    assert 'no list "videos": of images in 2 folders each is one' in records.notes
+
+
 def test_errors(tmp_path):
     write_images(tmp_path / "frames")
     path = tmp_path / "annotations" / "train.json"
@@ -69,11 +85,12 @@ def test_errors(tmp_path):
         data.read("cocovid", tmp_path, "train")
     with pytest.raises(UserError, match="there is no folder"):
         data.read("cocovid", tmp_path / "none", "train")
-    write_json(path, coco_content())
-    with pytest.raises(UserError, match='train.json: no "video_id" in'):
+    write_json(path, coco_content())  # stills
+    with pytest.raises(UserError, match='"videos" is missing or empty.*-d coco'):
         data.read("cocovid", tmp_path, "train")
     content = video_content()
     for change, words in (
+        ({"images": coco_content()["images"]}, 'a.jpg has no "video_id" or no "frame_id"'),
         ({"videos": []}, '"videos" is missing or empty.*-d coco'),
         ({"videos": content["videos"][:1]}, "a.jpg is frame 5 of video 7, .*not in the list"),
         ({"images": [*content["images"], {**content["images"][0], "id": 1}]}, "another image is"),

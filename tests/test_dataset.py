@@ -165,7 +165,7 @@ def test_the_shape_of_each_key_and_an_order_without_shuffling(records):
     videos = [0] * 6 + [1] * 5
     expected = [bool(np.greater(*records.sizes[first[video]])) for video in videos]
     assert dataset.portrait().tolist() == expected
-    three = [bool(np.greater(*records.sizes[first[v]])) for v in [0] * 4 + [1] * 3]
+    three = [bool(np.greater(*records.sizes[first[v]])) for v in (0, 0, 1, 1)]
     assert make(records, clip=Window(3)).portrait().tolist() == three
 
 
@@ -187,21 +187,37 @@ def test_multi_scale_resizes_image_and_boxes(records):
 def test_windows_lie_in_one_video_by_frame_number(records):
     dataset = make(records, clip=Window(3), train=False, transforms=[])
     clips = [dataset[0, position, None] for position in range(len(dataset))]
-    assert [clip["indices"] for clip in clips[:2]] == [[10, 8, 6], [8, 6, 4]]
-    assert len(clips) == 4 + 3 and clips[0]["roles"] == ["key"] * 3
-    assert clips[0]["new_video"] == [True, False, False] and not any(clips[1]["new_video"])
-    assert clips[4]["videos"] == [1] * 3 and clips[4]["frames"] == [11, 13, 15]
+    assert [clip["indices"] for clip in clips] == [[10, 8, 6], [4, 2, 0], [9, 7, 5], [5, 3, 1]]
+    assert clips[0]["roles"] == ["key"] * 3
+    assert clips[2]["videos"] == [1] * 3 and clips[2]["frames"] == [11, 13, 15]
     drawn = make(records, clip=Window(3), transforms=[])  # for training, in any order
-    assert all(drawn[0, p, None]["new_video"] == [True, False, False] for p in range(len(drawn)))
+    assert all(drawn[0, p, None]["new_video"][0] for p in range(len(drawn)))
     wide = make(records, clip=Window(3, 2), train=False, transforms=[])
     found = [wide[0, position, None]["indices"] for position in range(len(wide))]
-    assert found == [[10, 6, 2], [8, 4, 0], [9, 5, 1]]
+    assert found == [[10, 6, 2], [8, 4, 0], [9, 5, 1], [7, 3, 3]]
 
 
 def test_a_cache_changes_no_clip(records):
     plain = make(records, clip=Window(3))
     cached = make(records, clip=Window(3), cache=SharedCache(5, (64, 64)))
     assert all(same(plain[0, p, None], cached[0, p, None]) for p in range(len(plain)))
+
+
+def test_what_begins_a_video(tmp_path):
+    builder = Builder(tmp_path, ("a",), Faults(), videos=("one", "two"))
+    for number, (video, frame, size_hw) in enumerate(
+        [(0, 0, (20, 30)), (0, 1, (20, 30)), (0, 2, (30, 20)), (0, 9, (30, 20)), (1, 0, (30, 20))]
+    ):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.zeros((*size_hw, 3), np.uint8))
+        builder.image(f"{number}.png", size_hw, video=video, frame=frame)
+    records = builder.records()
+    still = make(records, train=False, transforms=[])
+    begins = [still[0, position, None]["new_video"] for position in range(len(still))]
+    assert begins == [[True], [False], [True], [True], [True]]  # a new size, a jump, a new video
+    drawn = make(records, clip=Window(2), transforms=[], shuffle=False)
+    begins = [drawn[0, position, None]["new_video"] for position in range(len(drawn))]
+    assert begins == [[True, False], [True, True], [True, False], [True, False]]
+    assert drawn[0, 2, None]["frames"] == [9, 9]  # it stands still
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 import models
-from models.detector import clipped, select, without_covered
+from models.detector import select, without_covered
 from recipes import RECIPES, with_sides
 from utils import boxes as box_ops
+from utils.boxes import clipped
 from utils.errors import UserError
 from utils.image import fit
 

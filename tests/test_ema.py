@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.ema import Ema
+from utils.ema import Ema, move_by
 
 
 def net():
@@ -65,6 +65,14 @@ def test_skipped_update_changes_no_float(skip):
     ema.update(model, skip)
     for name, value in ema.model.state_dict().items():
         assert torch.equal(value, before[name]) or name.endswith("num_batches_tracked")
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+def test_a_weight_on_the_device_moves_as_a_number_does(weight):
+    averages, values = ([torch.randn(3), torch.randn(2, 2)] for _ in range(2))
+    expected = torch._foreach_lerp(averages, values, weight)
+    move_by(averages, values, torch.tensor(weight))
+    assert all(torch.allclose(a, b) for a, b in zip(averages, expected, strict=True))
 
 
 def test_model_is_apart_in_eval_mode_without_gradients():

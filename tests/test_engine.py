@@ -67,6 +67,7 @@ def batch(seed: int, images: int = 4, objects: int = 3):
         "size": torch.full((images, 2), SIDE),
         "ratio": torch.ones(images, 2),
         "image_id": torch.arange(images),
+        "new_video": torch.ones(images, dtype=torch.bool),
         "files": [f"{seed}-{i}.jpg" for i in range(images)],
     }
 
@@ -89,6 +90,8 @@ def halves(whole):
 
 class Batches:
     """A loader of given batches, the same in each epoch."""
+
+    streams = None
 
     def __init__(self, batches):
         self.given, self.per_epoch = batches, len(batches)
@@ -280,8 +283,10 @@ def test_it_overfits_four_images(tmp_path):
 
 def test_evaluation_scales_each_axis_back():
     class Finder(nn.Module):
-        def predict(self, images, sizes):
-            return [{"boxes": torch.tensor([[8.0, 8, 16, 24]])} for _ in images]
+        remembers = False
+
+        def step(self, images, sizes, state, new_video):
+            return [{"boxes": torch.tensor([[8.0, 8, 16, 24]])} for _ in images], None
 
     class Collector:
         def __init__(self):

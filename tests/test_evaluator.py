@@ -309,6 +309,27 @@ def test_sizes_by_their_side(engine):
     assert evaluator.extra_table().count("| area=   tiny 0-16 px | maxDets=100 ]") == 3
 
 
+def test_small_sizes_of_videos(engine):
+    """Both ends of a range belong to it: an area of 144 is in two of them, one of 400 too."""
+    sides = (8, 12, 20, 31, 40)
+    objects = [(1, 0, 50 * k, 0, 50 * k + side, side) for k, side in enumerate(sides)]
+    right = [(0, 0.9, *box) for _, _, *box in objects]
+    content = {**truth(objects), "videos": [{"id": 1, "name": "one"}]}
+    expected = {"eS": (0, 1), "rS": (1, 2), "gS": (2, 3)}
+    for missed in range(5):
+        evaluator = Evaluator(content, CLASSES, IDS, engine=engine)
+        evaluator.add([1], [found(right[:missed] + right[missed + 1 :])])
+        metrics = evaluator.compute()
+        for size, inside in expected.items():
+            assert (metrics[f"AP{size}"] < 1) == (missed in inside)
+            assert metrics[f"AP50{size}"] == metrics[f"AP75{size}"] == metrics[f"AP{size}"]
+    lines = evaluator.tiny_table().splitlines()
+    assert len(lines) == 10 and lines[-1].endswith("APeS 1.0000, APrS 1.0000, APgS 1.0000")
+    assert lines[0].endswith("area= eS 0-12 px | maxDets=100 ] = 1.000")
+    stills = score(objects, [right], engine)
+    assert not stills.of_videos and "APeS" not in stills.compute()
+
+
 def test_what_is_not_finite_is_left_out_and_counted(engine):
     evaluator = Evaluator(truth([(1, 0, 0, 0, 50, 50)]), CLASSES, IDS, engine=engine)
     rows = [(0, 0.9, 0, 0, 50, 50), (0, np.nan, 0, 0, 9, 9), (0, 0.95, 0, np.inf, 9, 9)]

@@ -96,6 +96,16 @@ def test_leafing(photos, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_each_picture_is_begun_once_and_in_order(photos, tmp_path):
+    told = []
+    pictures, _ = gallery(photos, begin=told.append)
+    pictures.show(Keys("right", "left", "right", "right", "left", "left"), lambda: tmp_path / "out")
+    assert told == [0, 1, 3]  # leafing back shows what was found
+    pictures, _ = gallery(photos, begin=told.append)
+    pictures.write(lambda: tmp_path / "out")
+    assert told[3:] == [0, 1, 3]
+
+
 def test_after_the_last_it_ends(photos, tmp_path):
     pictures, results = gallery(photos)
     assert pictures.show(Keys("right", "right", "right"), lambda: tmp_path / "out", write=True)

@@ -363,6 +363,20 @@ def test_clips(records):
     assert all(np.diff(row).tolist() == [1, 1] for row in numbers)
 
 
+@pytest.mark.parametrize("sides", [SIZE, (48, 96)])
+@pytest.mark.parametrize("world", [1, 2])
+def test_no_clip_is_left_out(records, world, sides):
+    seen, plain = [], replace(AUGMENT, mosaic=0.0)
+    for rank in range(world):
+        options = {"clip": Window(2), "batch_size": 3, "rank": rank, "world": world}
+        loader = make(records, **options, sides=sides, augment=plain)
+        steps = [targets["files"] for _, targets in loader.batches(0)]
+        assert len(steps) == loader.per_epoch and all(len(files) == 3 for files in steps)
+        seen += [tuple(names) for files in steps for names in files]
+    assert {name for names in seen for name in names} == set(records.files)
+    assert len(seen) - len(set(seen)) == len(seen) - len(loader.dataset) < 3 * world
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_faulty_file_is_named(records, num_workers):
     (records.root / "7.png").unlink()

@@ -15,7 +15,7 @@ class Numbers:
     lr: float = 0.01
     weight_decay: float = 5e-4
     nesterov: bool = True
-    backbone_lr: float = 1.0
+    part_lr: tuple = ()
 
 
 class Net(nn.Module):
@@ -137,7 +137,7 @@ def test_steps_and_the_kinds_of_warmup():
 def test_a_backbone_at_its_own_rate_has_its_own_groups():
     net = nn.Module()
     net.backbone, net.head = Net(), Net()
-    groups = optim.param_groups(net, 5e-4, 0.25)
+    groups = optim.param_groups(net, 5e-4, (("backbone", 0.25),))
     assert [group["name"] for group in groups[3:]] == [
         "backbone norm",
         "backbone weight",

@@ -48,7 +48,7 @@ def film(tmp_path):
 
 def player(threshold=0.3, **options):
     results = Results(("cat", "dog"))
-    return Playback(detect, paint, results, threshold=threshold, **options), results
+    return Playback(lambda: detect, paint, results, threshold=threshold, **options), results
 
 
 @pytest.mark.parametrize("at_a_time", [1, 3])
@@ -93,7 +93,7 @@ def test_an_error_of_the_detector_ends_all_threads(film, tmp_path):
         raise ZeroDivisionError
 
     before = threading.active_count()
-    playback = Playback(broken, paint, Results(("cat", "dog")), threshold=0.3, at_a_time=2)
+    playback = Playback(lambda: broken, paint, Results(("cat", "dog")), threshold=0.3, at_a_time=2)
     with pytest.raises(ZeroDivisionError):
         playback.play(Video(film), "film.mp4", Writer(tmp_path / "drawn", 100))
     assert not (tmp_path / "drawn.mp4").exists() and threading.active_count() == before
@@ -130,7 +130,7 @@ def test_a_live_video_is_written_at_the_pace_it_was_seen(tmp_path, monkeypatch, 
         return detect(image)
 
     results = Results(("cat", "dog"))
-    playback = Playback(slow, paint, results, threshold=0.3)
+    playback = Playback(lambda: slow, paint, results, threshold=0.3)
     monkeypatch.setattr(log, "LINE_SECONDS", 0.05)
     playback.play(Video(0, Camera), "camera0", writer := Writer(tmp_path / "x", 200.0))
     assert re.search(r"^camera0: \d+$", capsys.readouterr().out, re.MULTILINE)  # its end is unknown

@@ -92,7 +92,7 @@ def test_yolof_recipes_are_the_published_ones():
     assert recipes.DEFAULT == c5.version and c5.sides == (800, 1333)
     assert (c5.model.topk, c5.model.pos_thresh, len(c5.model.anchor_sizes)) == (4, 0.15, 5)
     assert (dc5.model.topk, dc5.model.pos_thresh, len(dc5.model.anchor_sizes)) == (8, 0.1, 6)
-    assert (c5.lr, c5.base_batch, c5.backbone_lr) == (0.12, 64, 0.334)
+    assert (c5.lr, c5.base_batch, c5.part_lr) == (0.12, 64, (("backbone", 0.334),))
     # 22500 iterations of 64 images: 15000 and 20000 of them, after 1500 of warm-up.
     assert [round(share * 22500) for share in c5.schedule.steps] == [15000, 20000]
     assert round(c5.schedule.warmup * 117_266 / 64) == 1500
@@ -151,7 +151,7 @@ def test_flags_that_stand_for_several_come_first():
     given = {"preset": "seed", "topk": 6, "random_shift": False, "warmup": "linear"}
     seed = recipes.with_flags(recipe, given)
     assert (seed.model.matcher, seed.model.topk, seed.model.head_kernel) == ("l1_topk", 6, 1)
-    assert (seed.lr, seed.base_batch, seed.backbone_lr) == (0.01, 16, 1.0)
+    assert (seed.lr, seed.base_batch, seed.part_lr) == (0.01, 16, ())
     assert seed.stages[0].augment.shift == 0 and seed.schedule.rise == "linear"
     again = recipes.with_flags(seed, {"preset": "official"})
     assert again.model == recipe.model
@@ -180,15 +180,17 @@ def test_every_number_among_the_flags_has_bounds(kind):
         least, most = option.metadata["least"], option.metadata["most"]
         if type(option.default) in (int, float) and not option.metadata["choices"]:
             assert least <= option.default and (most is None or option.default <= most), option.name
+        elif option.name == "split_start":  # epochs, which are counted from 0
+            assert (least, most) == (0, None)
         else:
             assert least is most is None, option.name
 
 
 def test_a_run_of_an_earlier_release_does_not_go_on():
     values = recipes.as_dict(RECIPES["yolox-nano"])
-    del values["schedule"]
+    del values["part_lr"]
     with pytest.raises(ValueError, match="begun by an earlier release.*--weight"):
-        from_dict({**values, "warmup": 5.0})
+        from_dict({**values, "backbone_lr": 1.0})
 
 
 def test_options_other_than_the_recipes_are_named():
@@ -197,3 +199,72 @@ def test_options_other_than_the_recipes_are_named():
     changed = recipes.with_flags(recipe, {"topk": 6, "dilations": (1, 2)})
     assert recipes.changed_options(changed) == {"dilations": (1, 2), "topk": 6}
     assert recipes.changed_options(RECIPES["yolox-nano"]) == {}
+
+
+def lengths_of(recipe):
+    """(epochs, frames of a clip, its interval, clips of a step, mosaic) of each stage."""
+    return [
+        (s.epochs, s.clip.length, s.clip.interval, recipes.samples_of(recipe, s), s.augment.mosaic)
+        for s in recipe.stages
+    ]
+
+
+def test_the_clip_schedule_of_the_flags():
+    coco = recipes.for_dataset(RECIPES["yoloft-s"], "coco")
+    assert lengths_of(coco) == [(22, 1, 1, 8, 1.0), (8, 1, 1, 8, 0.0)]
+    given = {"split_length": (1, 4), "split_start": (0, 10), "split_batch": ((1, 32), (4, 6))}
+    changed = recipes.with_flags(coco, given)
+    assert lengths_of(changed) == [(10, 1, 1, 32, 1.0), (12, 4, 1, 6, 1.0), (8, 4, 1, 6, 0.0)]
+    assert changed.batch_size == 32 and from_dict(recipes.as_dict(changed)) == changed
+    videos = recipes.for_dataset(RECIPES["yoloft-s"], "xsvid")
+    assert lengths_of(videos) == [(22, 4, 1, 2, 1.0), (8, 4, 1, 2, 0.0)]
+    apart = recipes.with_flags(videos, {"interval": 3, "split_batch": ((4, 5),)})
+    assert lengths_of(apart) == [(22, 4, 3, 5, 1.0), (8, 4, 3, 5, 0.0)] and apart.batch_size == 20
+    stills = recipes.with_flags(videos, {"split_length": (1,), "split_start": (0,)})
+    assert lengths_of(stills) == lengths_of(coco)
+    later = recipes.with_flags(changed, {"interval": 2})  # the lengths that the recipe has
+    assert lengths_of(later) == [(10, 1, 2, 32, 1.0), (12, 4, 2, 8, 1.0), (8, 4, 2, 8, 0.0)]
+
+
+def test_more_epochs_leave_the_lengths_of_clips_where_they_were():
+    coco = recipes.for_dataset(RECIPES["yoloft-s"], "coco")
+    given = {"split_length": (1, 4), "split_start": (0, 10), "split_batch": ((4, 3),)}
+    changed = recipes.with_epochs(recipes.with_flags(coco, given), 60)
+    expected = [(10, 1, 1, 8, 1.0), (42, 4, 1, 3, 1.0), (8, 4, 1, 3, 0.0)]
+    assert lengths_of(changed) == expected
+    assert lengths_of(recipes.with_epochs(changed, 30)) == [
+        (10, 1, 1, 8, 1.0),
+        (13, 4, 1, 3, 1.0),
+        (7, 4, 1, 3, 0.0),
+    ]
+    assert lengths_of(recipes.with_epochs(changed, 8)) == [(6, 1, 1, 8, 1.0), (2, 1, 1, 8, 0.0)]
+    late = recipes.with_flags(coco, {"split_length": (1, 4), "split_start": (0, 25)})
+    parts = [(23, 1, 1, 8, 1.0), (2, 1, 1, 8, 0.0), (5, 4, 1, 2, 0.0)]
+    assert lengths_of(recipes.with_epochs(late, 30)) == parts
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"split_length": (1, 4)}, "2 lengths and --split_start 1 epochs"),
+        ({"split_length": (1, 4), "split_start": (0, 30)}, "ends after 30 epochs"),
+        ({"split_length": (1, 4), "split_start": (2, 5)}, "epochs rise from 0"),
+        ({"split_length": (1, 4), "split_start": (0, 0)}, "epochs rise from 0"),
+        ({"split_start": (0, 4)}, "beside --split_length"),
+        ({"split_length": (4,), "split_batch": ((2, 8),)}, "2:8: no clip"),
+        ({"freeze": ("backbone", "memory", "neck", "head")}, "nothing that learns"),
+        ({"freeze": ("backbone", "neck", "head"), "temporal_lr": 0.0}, "nothing that learns"),
+        ({"freeze": ("memory",), "temporal_lr": 2.0}, "contradict"),
+    ],
+)
+def test_clip_flags_that_make_no_sense(given, words):
+    with pytest.raises(ValueError, match=words):
+        recipes.with_flags(RECIPES["yoloft-s"], given)
+
+
+def test_parts_that_learn_at_their_own_rate():
+    given = {"freeze": ("backbone", "neck"), "temporal_lr": 3.0, "bptt": 2}
+    changed = recipes.with_flags(RECIPES["yoloft-s"], given)
+    assert changed.part_lr == (("backbone", 0.0), ("neck", 0.0), ("memory", 3.0))
+    assert changed.model.bptt == 2 and from_dict(recipes.as_dict(changed)) == changed
+    assert recipes.with_flags(changed, {"temporal_lr": 1.0}).part_lr == changed.part_lr[:2]

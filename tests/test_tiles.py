@@ -12,7 +12,7 @@ class Seer:
     """Stands for a detector: finds rectangles of pure colour, as much of them as it sees, unless
     they are smaller than `least` of the picture's longer side."""
 
-    classes, nms, max_dets = CLASSES, 0.45, 100
+    classes, nms, max_dets, remembers = CLASSES, 0.45, 100, False
 
     def __init__(self, least=0.0):
         self.least, self.seen = least, []

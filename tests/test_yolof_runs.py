@@ -326,7 +326,7 @@ def test_flags_make_the_recipe(monkeypatch):
     assert (seed.model.matcher, seed.model.topk, seed.model.best_class) == ("l1_topk", 6, True)
     assert (seed.lr, seed.base_batch, seed.schedule.rise) == (0.01, 16, "exp")
     changed = recipe_of(monkeypatch, "-d coco --warmup exp --warmup_epochs 0.5 --backbone_lr 1")
-    assert (changed.schedule.rise, changed.schedule.warmup, changed.backbone_lr) == ("exp", 0.5, 1)
+    assert (changed.schedule.rise, changed.schedule.warmup, changed.part_lr) == ("exp", 0.5, ())
     assert changed.schedule.steps == plain.schedule.steps and changed.model == plain.model
     bare = recipe_of(monkeypatch, "-d coco --no_random_shift --loss_norm image --no_shuffle")
     assert bare.stages[0].augment.shift == 0 and plain.stages[0].augment.shift == 32

@@ -204,7 +204,9 @@ def test_another_size_starts_anew(each):
 
 @torch.no_grad()
 def test_videos_in_rows_equal_videos_alone(each):
-    """Two videos of different length in lock step: the shorter row takes up a third video."""
+    """Two videos of different length in lock step: the shorter row takes up a third video. In
+    float64, for an untrained head's scores are so near to each other that rounding orders them."""
+    each = copy.deepcopy(each).double()
     videos = [[batch(1) for _ in range(length)] for length in (2, 4, 2)]
     alone = []
     for video in videos:
@@ -222,6 +224,22 @@ def test_videos_in_rows_equal_videos_alone(each):
         for row in range(2):
             for name, value in found[row].items():
                 assert torch.allclose(value, expected[row][t][0][name], rtol=1e-4, atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_model_that_forgets_has_no_memory_anywhere():
+    torch.manual_seed(0)
+    model = settled("yoloft-nano", forget=True).eval()
+    images, targets = batch(content=(SIZE, SIZE))
+    filled = model.fill_padding(images, targets["size"])
+    _, state = model.step(images, targets["size"])
+    for output, again in zip(model.decode(filled, *state)[:2], model.decode(filled), strict=False):
+        assert torch.equal(output, again)
+    found, again = (
+        model.step(images, targets["size"], state)[0],
+        model.predict(images, targets["size"]),
+    )
+    assert torch.equal(found[0]["scores"], again[0]["scores"])
 
 
 @torch.no_grad()
@@ -345,7 +363,9 @@ def test_the_loss_in_plain_form(model):
     losses = model.loss(images, targets)
     assert losses["cls"].item() == pytest.approx((expected * share).item(), rel=1e-4)
     assert losses["divisor"] == match.score.sum()
-    assert losses["unmatched"] == 0
+    found = [set(gt[valid].tolist()) for gt, valid in zip(match.gt, match.valid, strict=True)]
+    missed = targets["valid"].sum() - sum(map(len, found))
+    assert losses["unmatched"] == missed < targets["valid"].sum() / 2
 
 
 @torch.no_grad()

@@ -75,8 +75,8 @@ def test_networks_without_a_place_here_are_refused():
 
 def test_versions_are_those_of_the_recipes():
     for name, recipe in RECIPES.items():
-        if recipe.detector != "yoloft" or recipe.model.memory == "mstf":
-            continue
+        if recipe.detector != "yoloft" or recipe.model.memory == "mstf" or name == "yoloft-nano-p2":
+            continue  # the last is of no published network
         options, size = recipe.model, recipe.backbone.removeprefix("c2f-")
         assert yoloft_names.SCALES[size] == (options.depth, options.width)
         known = (size, options.memory, options.dcn, options.p2)

@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import fields
-from typing import get_type_hints
+from typing import get_origin, get_type_hints
 
 import cv2
 import torch
@@ -28,7 +28,10 @@ DATASETS = {  # other names: what YOLOF's users call it, and what sets of videos
     "yolo-video": "yolovideo",
     "visdrone-vid": "visdrone",
 }
-METAVARS = {int: "N", float: "X", str: "NAME", tuple[int, ...]: "N,N,.."}
+METAVARS = {
+    **{int: "N", float: "X", str: "NAME"},
+    **{tuple[int, ...]: "N", tuple[tuple[int, int], ...]: "N:N"},
+}
 NOT_KEPT = ("resume", "device", "cuda", "debug")  # of an earlier call's arguments
 
 
@@ -74,6 +77,14 @@ class Switch(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None):
         setattr(namespace, self.dest, not option_string.startswith("--no_"))
+
+
+class _Joined(argparse.Action):
+    """Several values, some of which may be several in one, as a tuple."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        parts = [value if isinstance(value, tuple) else (value,) for value in values]
+        setattr(namespace, self.dest, sum(parts, ()))
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
@@ -258,6 +269,8 @@ def add_options(parser: Parser, family: str, kinds: Iterable[type], plain: str):
                 continue
             choices = field.metadata.get("choices") or None
             shape = {"choices": choices} if choices else {"metavar": METAVARS[kind]}
+            if get_origin(kind) is tuple:
+                shape |= {"nargs": "+", "action": _Joined}
             kind = _within(kind, field.metadata.get("least"), field.metadata.get("most"))
             group.add_argument(f"--{name}", type=kind, help=text, **shape)
 
@@ -265,7 +278,11 @@ def add_options(parser: Parser, family: str, kinds: Iterable[type], plain: str):
 def _within(kind: type, least: float | None, most: float | None) -> Callable:
     """The type of an option's flag; of a number with bounds one that checks them."""
     if kind == tuple[int, ...]:
-        return numbers
+        return numbers(1 if least is None else least)
+    if kind == tuple[tuple[int, int], ...]:
+        return pair
+    if get_origin(kind) is tuple:
+        return str
     if least is None:
         return kind
     return whole(least) if kind is int else real(least, math.inf if most is None else most)
@@ -277,17 +294,29 @@ def typed(value) -> str:
         return "on" if value else "off"
     if isinstance(value, float):
         return f"{value:g}"
-    return ",".join(map(typed, value)) if isinstance(value, list | tuple) else str(value)
+    return ",".join(map(typed, value)) or "none" if isinstance(value, list | tuple) else str(value)
 
 
-def numbers(text: str) -> tuple[int, ...]:
-    """The type of a flag: whole numbers of 1 or more with commas between them."""
-    parts = text.split(",")
-    if not all(part.isdigit() and int(part) for part in parts):
-        raise argparse.ArgumentTypeError(
-            f"{text} is not a list of whole numbers of 1 or more with commas between, as in 2,4,6,8"
-        )
-    return tuple(int(part) for part in parts)
+def numbers(least: int) -> Callable[[str], tuple[int, ...]]:
+    """The type of a flag: whole numbers of `least` or more, also several with commas between."""
+
+    def parse(text: str) -> tuple[int, ...]:
+        parts = text.split(",")
+        if not all(part.isdigit() and int(part) >= least for part in parts):
+            raise argparse.ArgumentTypeError(
+                f"{text} is no list of whole numbers of {least} or more, as in 2,4,6,8 or 2 4 6 8"
+            )
+        return tuple(int(part) for part in parts)
+
+    return parse
+
+
+def pair(text: str) -> tuple[tuple[int, int]]:
+    """The type of a flag: two whole numbers of 1 or more with a colon between, as in 4:6."""
+    parts = text.split(":")
+    if len(parts) != 2 or not all(part.isdigit() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text} is not two whole numbers of 1 or more, as in 4:6")
+    return ((int(parts[0]), int(parts[1])),)
 
 
 def given_options(args: Arguments, family: str, families: dict[str, Iterable[type]]) -> dict:

@@ -37,6 +37,14 @@ LINES = {
 LIMITS = (1, 10, 100)
 # Sides of a square of that area, in pixels; both ends belong to the range.
 SIZES = {"all": (0, 1e5), "small": (0, 32), "medium": (32, 96), "large": (96, 1e5)}
+# Those of XS-VID (arXiv 2407.18137): extremely, relatively and generally small objects.
+TINY_SIZES = {"eS 0-12 px": (0, 12), "rS 12-20 px": (12, 20), "gS 20-32 px": (20, 32)}
+TINY_LINES = {
+    name + size[:2]: Line(True, iou, size, 100)
+    for size in TINY_SIZES
+    for name, iou in (("AP", None), ("AP50", 0.5), ("AP75", 0.75))
+}
+XSVID = ("AP", "AP50", "AP75", "APeS", "APrS", "APgS")  # in the order of its table
 AP_BESIDE_THE_FIRST = ("AP50", "AP75", "APs", "APm", "APl")
 IOU_ROWS = {None: slice(None), 0.5: slice(0, 1), 0.75: slice(5, 6)}  # of 0.50, 0.55, ... 0.95
 
@@ -46,7 +54,8 @@ class Evaluator:
 
     Crowds (iscrowd 1) may match any number of detections and count for nothing; an object whose
     area is -1 counts for nothing and matches one detection (VOC's difficult ones). `ground_truth`
-    is the set's Records, or a dict in COCO's format. `engine` is "faster" (faster-coco-eval),
+    is the set's Records, or a dict in COCO's format; of a set of videos the three sizes of small
+    objects are scored too, TINY_LINES. `engine` is "faster" (faster-coco-eval),
     "pycocotools", or "auto": the first that is installed. `max_dets` and `areas`, as in
     {"tiny": (0, 16)} pixels of a side, ask for the lines of `extra_table`.
     """
@@ -65,7 +74,9 @@ class Evaluator:
         self.truth = truth_of(ground_truth, category_ids)
         self.max_dets = tuple(sorted(set(max_dets)))
         areas = {f"{name} {lo:g}-{hi:g} px": (lo, hi) for name, (lo, hi) in (areas or {}).items()}
-        self.sizes = {**SIZES, **areas}
+        self.of_videos = _has_videos(ground_truth)
+        self.sizes = {**SIZES, **(TINY_SIZES if self.of_videos else {}), **areas}
+        self._asked = list(areas)
         self._curves = coco_engine.named(engine)
         self._parts: list[tuple] = []  # image ids, labels, boxes xywh, scores
         self._not_finite = 0
@@ -120,8 +131,9 @@ class Evaluator:
         """
         if self._metrics is None:
             found = self._found()
-            # Beyond COCO's twelve, the sizes and limits that were asked for.
-            lines = {**LINES, **self._size_lines(), **self._limit_lines()}
+            tiny = TINY_LINES if self.of_videos else {}
+            # Beyond these, the sizes and limits that were asked for.
+            lines = {**LINES, **tiny, **self._size_lines(), **self._limit_lines()}
             ranges = [(low * low, high * high) for low, high in self.sizes.values()]
             curves = {
                 limits: self._curves(self.truth, found, ranges, limits)
@@ -137,6 +149,13 @@ class Evaluator:
         """COCO's twelve lines in pycocotools' own format."""
         return self._table(LINES)
 
+    def tiny_table(self) -> str:
+        """AP, AP50 and AP75 of the three sizes of small objects, in the same format, and XS-VID's
+        line; of a set of videos."""
+        numbers = self.compute()
+        line = ", ".join(f"{name} {numbers[name]:.4f}" for name in XSVID)
+        return f"{self._table(TINY_LINES)}\n{line}"
+
     def extra_table(self) -> str:
         """The lines that `max_dets` and `areas` ask for, in the same format; empty without."""
         parts = []
@@ -145,7 +164,7 @@ class Evaluator:
             lines = {"AP": LINES["AP"], **self._limit_lines()}
             parts += [f"with at most {limits} detections of a class in an image:"]
             parts += [self._table(lines)]
-        if len(self.sizes) > len(SIZES):
+        if self._asked:
             parts += ["by size, the side of a square of the object's area:"]
             parts += [self._table(self._size_lines())]
         return "\n".join(parts)
@@ -201,7 +220,7 @@ class Evaluator:
     def _size_lines(self) -> dict[str, Line]:
         """AP, AP50 and AR of each size that was asked for."""
         lines = {}
-        for size in list(self.sizes)[len(SIZES) :]:
+        for size in self._asked:
             lines[f"AP {size}"] = Line(True, None, size, 100)
             lines[f"AP50 {size}"] = Line(True, 0.5, size, 100)
             lines[f"AR {size}"] = Line(False, None, size, 100)
@@ -277,6 +296,7 @@ class Evaluator:
             notes.append("no detection at all above the confidence threshold")
         recalls = {"small": "ARs", "medium": "ARm", "large": "ARl"}
         recalls |= {line.size: name for name, line in self._size_lines().items() if not line.is_ap}
+        recalls |= {line.size: n for n, line in TINY_LINES.items() if n in numbers}
         missing = [size for size, name in recalls.items() if numbers[name] < 0]
         if missing:
             notes.append(f"-1: no ground truth of this size: {', '.join(missing)}")
@@ -287,6 +307,12 @@ class Evaluator:
                 f"classes without objects, left out of the mean: {', '.join(absent[:5])}{more}"
             )
         return notes
+
+
+def _has_videos(ground_truth) -> bool:
+    if isinstance(ground_truth, dict):
+        return bool(ground_truth.get("videos"))
+    return bool(ground_truth.videos)
 
 
 def _mean(values: np.ndarray) -> float:

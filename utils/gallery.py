@@ -21,7 +21,8 @@ DEPTH = 2  # images read ahead, and left to be drawn behind: photographs take mu
 class Gallery:
     """The pictures of one call: `detect(image)` finds (in `at_a_time` pictures at once, unless they
     are shown), `paint(index, image, found)` draws, what is found goes to `results`. Files that
-    cannot be read are skipped and noted there. `read(path)` reads them."""
+    cannot be read are skipped and noted there. `read(path)` reads them; `begin(index)` is told of
+    each picture before it is detected in, which happens in their order and once."""
 
     def __init__(
         self,
@@ -35,10 +36,12 @@ class Gallery:
         labels: Sequence[int] | None = None,
         at_a_time: int = 1,
         read: Callable[[Path], np.ndarray] = read_image,
+        begin: Callable[[int], None] = lambda index: None,
     ):
         self.names, self._path_of, self._at_a_time = names, path_of, at_a_time
         self._detect, self._paint, self._results = detect, paint, results
         self.threshold, self._labels, self._reader = threshold, labels, read
+        self._begin = begin
 
     def write(self, save_to: Callable[[], Path]):
         """Draws all of them into the folder `save_to()`, under their own names."""
@@ -72,6 +75,7 @@ class Gallery:
                     index, step = 0, 1
                 continue
             if index not in seen:
+                self._begin(index)
                 seen[index] = self._results.timed(self._detect, image)
                 found = strong(seen[index], self.threshold, self._labels)
                 self._results.add(name, image.shape[:2], found)
@@ -98,9 +102,10 @@ class Gallery:
                 return "right" if key == "space" else key
 
     def _found_in(self, ready: tuple[int, np.ndarray | UserError]) -> dict:
-        _, image = ready
+        index, image = ready
         if isinstance(image, UserError):
             return {}
+        self._begin(index)
         return self._results.timed(self._detect, image, self._at_a_time)
 
     def _read_all(self) -> Generator:

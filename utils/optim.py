@@ -9,31 +9,30 @@ FLAT_SHARE = 0.05  # of the run, at its end, keeps the cosine's least (YOLOX: 15
 FUSED_DEVICES = ("cpu", "cuda")  # MPS has a fused step too, which cannot be masked
 
 
-def param_groups(model: nn.Module, weight_decay: float, backbone_lr: float = 1.0) -> list[dict]:
+def param_groups(model: nn.Module, weight_decay: float, part_lr: tuple = ()) -> list[dict]:
     """Norm weights, weights, biases: each trainable parameter once, in YOLOX's order of groups.
-    A backbone that learns at another rate has its own three.
+    Parts that learn at another rate, given as (name, share of the rate), have their own three.
 
     Only tensors of more than one dimension decay; the scales of activations and attention count as
     norm weights. Every group's learning rate is the run's times its `scale`.
     """
-    groups = {"norm": [], "weight": [], "bias": []}
-    if backbone_lr != 1.0:
-        groups |= {f"backbone {name}": [] for name in groups}
+    shares = {"": 1.0} | dict(part_lr)
+    groups = {(part, kind): [] for part in shares for kind in ("norm", "weight", "bias")}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         kind = "bias" if name.split(".")[-1] == "bias" else "norm"
         kind = "weight" if parameter.dim() > 1 else kind
-        apart = backbone_lr != 1.0 and name.startswith("backbone.")
-        groups[f"backbone {kind}" if apart else kind].append(parameter)
+        part = next((part for part, _ in part_lr if name.startswith(f"{part}.")), "")
+        groups[part, kind].append(parameter)
     return [
         {
-            "name": name,
+            "name": f"{part} {kind}".strip(),
             "params": parameters,
-            "weight_decay": weight_decay if name.endswith("weight") else 0.0,
-            "scale": backbone_lr if name.startswith("backbone ") else 1.0,
+            "weight_decay": weight_decay if kind == "weight" else 0.0,
+            "scale": shares[part],
         }
-        for name, parameters in groups.items()
+        for (part, kind), parameters in groups.items()
     ]
 
 
@@ -42,7 +41,7 @@ def build_optimizer(model: nn.Module, recipe) -> torch.optim.Optimizer:
 
     The step is fused where the device has it: faster, and it can be masked by `found_inf`.
     """
-    groups = param_groups(model, recipe.weight_decay, recipe.backbone_lr)
+    groups = param_groups(model, recipe.weight_decay, recipe.part_lr)
     devices = {parameter.device.type for parameter in model.parameters()}
     fused = devices <= set(FUSED_DEVICES)
     if recipe.optimizer == "sgd":

@@ -20,13 +20,14 @@ RECENT = 20  # frames over which the shown frames a second are measured
 
 
 class Playback:
-    """Plays videos: `detect(image)` finds, `paint(image, found)` draws a copy, what is found goes
-    to `results`. `every` takes each n-th frame, `most` at most so many of a video; `at_a_time`
-    frames are detected in at once, of live videos one."""
+    """Plays videos: `finder()` gives for each one what finds in its frames, given one after the
+    other; `paint(image, found)` draws a copy, what is found goes to `results`. `every` takes each
+    n-th frame, `most` at most so many of a video; `at_a_time` frames are detected in at once (by a
+    model that remembers nothing), of live videos one."""
 
     def __init__(
         self,
-        detect: Callable[[np.ndarray], dict],
+        finder: Callable[[], Callable[[np.ndarray], dict]],
         paint: Callable[[np.ndarray, dict], np.ndarray],
         results: Results,
         *,
@@ -36,7 +37,7 @@ class Playback:
         most: int | None = None,
         at_a_time: int = 1,
     ):
-        self._detect, self._paint, self._results = detect, paint, results
+        self._finder, self._paint, self._results = finder, paint, results
         self.threshold, self.every = threshold, every
         self._labels, self._most, self._at_a_time = labels, most, at_a_time
 
@@ -61,9 +62,10 @@ class Playback:
             clock = RealTime(video.fps) if video.live else None
             # A frame of a camera that waits for the one before it is an old one.
             count = 1 if video.live else self._at_a_time
+            detect = self._finder()
 
             def find(frame: tuple[int, np.ndarray]) -> dict:
-                return self._results.timed(self._detect, frame[1], count)
+                return self._results.timed(detect, frame[1], count)
 
             pairs = stack.enter_context(closing(spread(find, frames, count)))
             for (number, image), every_score in pairs:

@@ -29,10 +29,12 @@ EDGES = (8, 16, 32, 64, 96)  # between the rows of the table: square roots of ar
 
 def samples(model, loader, count: int) -> Iterator[tuple[np.ndarray, dict, dict]]:
     """(image [H, W, 3], target, found) as `draw` takes them, of the first `count` training samples:
-    the loader's first epoch, then its next ones."""
+    the loader's first epoch, then its next ones; of clips each frame."""
     device = next(model.parameters()).device
     epochs = (batch for epoch in itertools.count() for batch in loader.batches(epoch))
     for images, targets in epochs:
+        if images.ndim == 5:
+            images, targets = frame_by_frame(images, targets)
         on_device = {k: v.to(device) for k, v in targets.items() if isinstance(v, Tensor)}
         matches = model.positives(images.to(device), on_device)
         for i, found in enumerate(matches[:count]):
@@ -50,6 +52,13 @@ def samples(model, loader, count: int) -> Iterator[tuple[np.ndarray, dict, dict]
         count -= len(matches)
         if count <= 0:
             return
+
+
+def frame_by_frame(images: Tensor, targets: dict) -> tuple[Tensor, dict]:
+    """Clips [B, T, 3, H, W] as B * T images, in order."""
+    tensors = {name: v.flatten(0, 1) for name, v in targets.items() if isinstance(v, Tensor)}
+    files = [file for files in targets["files"] for file in files]
+    return images.flatten(0, 1), {**tensors, "files": files}
 
 
 def once(found: dict) -> dict:
