@@ -17,7 +17,7 @@ EXACT, ROUNDED = 1e-3, 0.2
 CHECKED_HW = (96, 128)
 # Layouts of weights that are kept, for as many sizes of maps; for further ones the plain weight is
 # laid out at each call.
-LAYOUTS = 3
+LAYOUTS = 6
 
 
 def optimize(model: Detector, half: bool = False) -> Detector:

@@ -109,6 +109,7 @@ def test_options_of_another_family_are_refused():
         (["--bach_size", "8"], ["--bach_size", "did you mean --batch_size?"]),
         (["--act", "gelu"], ["--act", "gelu", "relu"]),
         (["--batch_size", "many"], ["batch_size", "many"]),
+        (["--pauses", "3", "0"], ["--pauses", "0 is not a list of whole numbers"]),
         (["--pauses", "3,x"], ["--pauses", "3,x is not a list of whole numbers"]),
         (["--layers", "0"], ["--layers", "0 is not a whole number of 1 or more"]),
         (["--layers", "2.5"], ["--layers", "2.5 is not a whole number of 1 or more"]),

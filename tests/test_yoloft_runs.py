@@ -118,7 +118,7 @@ BAD = (
     ),
     ("a length too many", ["--split_length", 1, 4], ("2 lengths", "--split_start 0 10")),
     ("a batch that is none", ["--split_batch", "4x6"], ("4x6", "4:6")),
-    ("a length of no frame", ["--split_length", 0], ("0 is no list", "1 or more")),
+    ("a length of no frame", ["--split_length", 0], ("0 is not a list", "1 or more")),
     (
         "all frozen",
         ["--freeze", "backbone", "neck", "head", "--temporal_lr", 0],
