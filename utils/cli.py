@@ -304,7 +304,7 @@ def numbers(least: int) -> Callable[[str], tuple[int, ...]]:
         parts = text.split(",")
         if not all(part.isdigit() and int(part) >= least for part in parts):
             raise argparse.ArgumentTypeError(
-                f"{text} is not a list of whole numbers of {least} or more, as in 2,4,6,8 or 2 4 6 8"
+                f"{text} is not a list of whole numbers of {least} or more, as in 2,4,6,8 or 2 4 6"
             )
         return tuple(int(part) for part in parts)
 
