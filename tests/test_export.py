@@ -150,7 +150,7 @@ def test_a_file_for_onnx_says_what_it_is(remembering):
     known = {entry.key: json.loads(entry.value) for entry in file.metadata_props}
     assert known["classes"] == list(CLASSES) and known["version"] == "yoloft-nano"
     assert known["size_hw"] == [SIZE, SIZE] and known["strides"] == [4, 8, 16, 32]
-    assert (known["conf"], known["nms"], known["max_dets"]) == (0.001, 0.7, 300)
+    assert (known["conf"], known["nms"], known["max_dets"]) == (0.001, 0.5, 300)
     names = [value.name for value in (*file.graph.input, *file.graph.output)]
     assert names == [
         *("images", "sizes", "state0", "state1", "state2"),

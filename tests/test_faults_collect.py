@@ -67,18 +67,20 @@ def test_faults_of_a_video_set_are_told(tmp_path):
     content = coco_content()
     for image, video, frame in zip(content["images"], (1, 9, 1), (4, 0, 4), strict=True):
         image |= {"video_id": video, "frame_id": frame}
-    content["images"].append({"id": 1, "file_name": "d.jpg"})
+    (tmp_path / "frames" / "d.jpg").write_bytes((tmp_path / "frames" / "a.jpg").read_bytes())
+    without = {name: content["images"][0][name] for name in ("height", "width")}
+    content["images"].append({"id": 1, "file_name": "d.jpg", **without})
     content["videos"] = [{"id": 1, "name": "one"}, {"id": 1, "name": "two"}]
     write_json(tmp_path / "annotations" / "train.json", content)
     faults = Faults(collect=True)
     records = data.read("cocovid", tmp_path, "train", faults=faults)
     assert [fault.kind for fault in faults.found] == [
-        "images without a valid name or id",
         "videos whose id is there twice",
         "images of a video that is not listed",
         "frames that are there twice",
+        "images without a video or a number in it",
     ]
-    assert all(fault.fatal for fault in faults.found) and records.video.tolist() == [0, -1, 0]
+    assert all(fault.fatal for fault in faults.found) and records.video.tolist() == [0, -1, 0, -1]
 
 
 def test_notes_count_and_name_the_first_files():

@@ -230,6 +230,9 @@ def test_films_are_read_in_parts(tmp_path):
         pictures = images.movedim(1, -1).numpy()[:, :48]
         numbers = (10 * targets["video"] + targets["frame"]).tolist()
         assert [shown(picture) for picture in pictures] == numbers
+    single = stream(records, 1, num_workers=4)  # one row: one worker, not four that decode alike
+    assert (single.streams.parts, single.streams.workers, single._workers.num_workers) == (1, 1, 1)
+    single.close()
     readers = {}  # of each film, the parts that ask for it
     for number in range(two.streams.parts * two.per_epoch):
         for position in two.streams.positions(number):
