@@ -45,7 +45,7 @@ SETS = {
 }
 NUMBERS = ("AP", "AP50", "AP75")
 # What the picture shows of the validation set: its first frames, every so many, enlarged so much.
-SHOWN, EVERY, ZOOM, SCORE = 24, 6, 3, 0.3
+SHOWN, EVERY, ZOOM, SCORE = 24, 6, 3, 0.12
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -122,11 +122,13 @@ def picture(folders: dict[str, Path], root: str):
         image, boxes = large(frame, truth["boxes"])
         rows[0].append(vis.draw_truth(image, boxes, truth["labels"], records.classes))
     for folder in folders.values():
-        model = models.load(finished(folder)[0].with_name("best.pth")).eval()
+        model = models.load(finished(folder)[0].with_name("best.pth"), conf=SCORE)
         rows.append([])
         for frame, found in zip(frames, model.detect_video(frames), strict=True):
             image, boxes = large(frame, found["boxes"])
-            rows[-1].append(vis.draw(image, {**found, "boxes": boxes}, model.classes, SCORE))
+            rows[-1].append(
+                vis.draw(image, {**found, "boxes": boxes}, model.classes, threshold=0.0)
+            )
     for row, name in zip(rows, ("annotated", *folders), strict=True):
         vis.note(row[EVERY - 1], name)
     shown = [image for row in rows for image in islice(row, EVERY - 1, None, EVERY)]
