@@ -213,7 +213,7 @@ def test_packed_convolutions_of_any_size(bias):
     """Also of more sizes than layouts are kept for, with a bias or without."""
     conv = nn.Conv2d(24, 40, 3, padding=1, bias=bias)
     packed = PackedConv(conv, torch.float32)
-    for side in (5, 8, 13, 20, 33, 5):
+    for side in (5, 8, 11, 13, 20, 26, 33, 40, 5):
         x = torch.randn(2, 24, side, side + 1)
         assert torch.allclose(packed(x), conv(x), atol=1e-5)
     assert len(packed.packed) == LAYOUTS
