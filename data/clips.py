@@ -69,6 +69,10 @@ class Videos:
         """How many frames a video has."""
         return int(self._starts[video + 1] - self._starts[video])
 
+    def images(self, video: int) -> np.ndarray:
+        """Indices of the images of a video, in order."""
+        return self._order[self._starts[video] : self._starts[video + 1]]
+
     def image(self, video: int, frame: int) -> int:
         """Index of the image that is the `frame`-th of a video, counted from 0."""
         return int(self._order[self._starts[video] + frame])

@@ -16,7 +16,7 @@ import numpy as np
 from data.coco import assemble, image_folder
 from data.coco_json import ABSENT, Annotations, load
 from data.faults import Faults
-from data.frames import by_name, numbers_of
+from data.frames import by_folder
 from data.numbering import ignored_among
 from data.pairs import own_classes
 from data.splits import STANDS_IN, NoPart, stand_in
@@ -104,17 +104,9 @@ def _folders(content, path):
         raise UserError(
             f'{path}: the list "videos" is missing or empty; for a set of stills use -d coco'
         )
-    members = {}
-    for index, file in enumerate(files):
-        members.setdefault(file.parent.as_posix(), []).append(index)
-    content.videos.update(enumerate(members))
-    places = [(-1, 0)] * len(files)
-    for row, indices in enumerate(members.values()):
-        stems = [files[index].stem for index in indices]
-        numbers = numbers_of(stems) or by_name(stems)
-        for index, number in zip(indices, numbers, strict=True):
-            places[index] = (row, number)
-    return places
+    folders, video, frame = by_folder(files)
+    content.videos.update(enumerate(folder.as_posix() for folder in folders))
+    return list(zip(video.tolist(), frame.tolist(), strict=True))
 
 
 def _spread_regions(content, classes):

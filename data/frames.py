@@ -33,9 +33,9 @@ def by_name(stems: list[str]) -> list[int]:
     return places
 
 
-def videos_of(paths: list[Path]) -> list[list[int]]:
-    """The indices of the images that are frames of one video, in order: each folder is a video, or
-    several where its numbers jump."""
+def by_folder(paths: list[Path]) -> tuple[list[Path], np.ndarray, np.ndarray]:
+    """Each folder as a video: (the folders, int64 [I] the place among them of each image's, int64
+    [I] its number in it)."""
     folders: dict[Path, list[int]] = {}
     for index, path in enumerate(paths):
         folders.setdefault(path.parent, []).append(index)
@@ -43,11 +43,15 @@ def videos_of(paths: list[Path]) -> list[list[int]]:
     for place, members in enumerate(folders.values()):
         stems = [paths[index].stem for index in members]
         video[members], frame[members] = place, numbers_of(stems) or by_name(stems)
+    return list(folders), video, frame
+
+
+def videos_of(paths: list[Path]) -> list[list[int]]:
+    """The indices of the images that are frames of one video, in order: each folder is a video, or
+    several where its numbers jump."""
+    _, video, frame = by_folder(paths)
     videos = Videos(SimpleNamespace(video=video, frame=frame))
-    return [
-        [videos.image(video, frame) for frame in range(videos.length(video))]
-        for video in range(len(videos))
-    ]
+    return [videos.images(video).tolist() for video in range(len(videos))]
 
 
 def _natural(name):

@@ -51,9 +51,8 @@ def in_order(records) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the images, one video after the other, and the number of the video (as
     data/clips.py parts them) that each of these is a frame of."""
     videos = Videos(records)
-    lengths = [videos.length(v) for v in range(len(videos))]
-    order = [videos.image(v, t) for v, length in enumerate(lengths) for t in range(length)]
-    return np.array(order, np.int64), np.repeat(np.arange(len(lengths)), lengths)
+    parts = [videos.images(v) for v in range(len(videos))]
+    return np.concatenate(parts), np.repeat(np.arange(len(parts)), [len(part) for part in parts])
 
 
 def watched(model, records, wanted, read):

@@ -98,8 +98,7 @@ class Detector(nn.Module):
 
     def predict(self, images: Tensor, sizes: Tensor) -> list[dict]:
         """The detections of single images, clipped to their content."""
-        detections, _ = self.step(images, sizes)
-        return [box_ops.clipped(found, size) for found, size in zip(detections, sizes, strict=True)]
+        return next(self.predict_video([(images, sizes)]))
 
     def predict_video(self, frames: Iterable[tuple[Tensor, ...]]) -> Iterator[list[dict]]:
         """The detections of each frame (images, sizes) of one video, or of B videos in lock step,

@@ -239,8 +239,9 @@ class YOLOFT(Detector):
         if state is None:
             return ()
         state = tuple(x[: len(images)] for x in state)
-        zeros = self.example_state(len(images), images.shape[-2:])
-        if any(a.shape != b.shape for a, b in zip(state, zeros, strict=True)):
+        # Of the shapes alone: zeros for every frame would be written for nothing.
+        fit = self.memory.example_state(len(images), images.shape[-2:], torch.device("meta"))
+        if any(a.shape != b.shape for a, b in zip(state, fit, strict=True)):
             return ()
         if new_video is None:
             return state
