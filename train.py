@@ -155,8 +155,10 @@ def named_weight(args: argparse.Namespace) -> models.Checkpoint | None:
 
 def check_backbone_flags(args: argparse.Namespace, recipe: recipes.Recipe):
     """Raises UserError for options that the recipe's backbone does not know."""
-    for name in sorted(models.OF_BACKBONE & args.given):
-        if vars(args)[name] and name not in models.BACKBONES[recipe.backbone].takes:
+    backbone = models.BACKBONES[recipe.backbone]
+    taken = {*backbone.takes, "attention", *(("act",) if backbone.acts else ())}
+    for name in sorted(models.OF_BACKBONE[recipe.detector] & args.given - taken):
+        if vars(args)[name]:
             raise UserError(f"--{name} means nothing to {recipe.backbone}; leave it out")
 
 

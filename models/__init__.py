@@ -1,16 +1,12 @@
 """Detectors and backbones by name, and how to get one: from a recipe or from a checkpoint."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from models import c2f, cspdarknet, resnet
-from models.cspdarknet53 import cspdarknet53
-from models.darknet53 import darknet53
+from models.backbones import BACKBONES, OF_BACKBONE, build_backbone
 from models.detector import Detector
 from models.layers import fuse
 from models.optimize import optimize
@@ -23,7 +19,9 @@ from utils.errors import UserError
 __all__ = [
     "BACKBONES",
     "DETECTORS",
+    "OF_BACKBONE",
     "Checkpoint",
+    "build_backbone",
     "build_model",
     "fuse",
     "load",
@@ -33,61 +31,23 @@ __all__ = [
 
 DETECTORS = {"yolof": YOLOF, "yoloft": YOLOFT, "yolox": YOLOX}
 
-
-class Backbone(NamedTuple):
-    """How a backbone is built, and which options of a detector's recipe it takes."""
-
-    build: Callable[..., nn.Module]
-    takes: tuple[str, ...]
-
-
-RESNET_OPTIONS = ("layout", "dc5", "dilate_first", "frozen")
-C2F_OPTIONS = ("dcn", "p2")
-BACKBONES = {
-    "c2f-nano": Backbone(c2f.c2f_nano, C2F_OPTIONS),
-    "c2f-s": Backbone(c2f.c2f_s, C2F_OPTIONS),
-    "c2f-m": Backbone(c2f.c2f_m, C2F_OPTIONS),
-    "c2f-l": Backbone(c2f.c2f_l, C2F_OPTIONS),
-    "c2f-v8-s": Backbone(c2f.c2f_v8_s, ()),
-    "c2f-v8-l": Backbone(c2f.c2f_v8_l, ()),
-    "cspdarknet-nano": Backbone(cspdarknet.cspdarknet_nano, ("act",)),
-    "cspdarknet-tiny": Backbone(cspdarknet.cspdarknet_tiny, ("act",)),
-    "cspdarknet-s": Backbone(cspdarknet.cspdarknet_s, ("act",)),
-    "cspdarknet-m": Backbone(cspdarknet.cspdarknet_m, ("act",)),
-    "cspdarknet-l": Backbone(cspdarknet.cspdarknet_l, ("act",)),
-    "cspdarknet-x": Backbone(cspdarknet.cspdarknet_x, ("act",)),
-    "darknet53": Backbone(darknet53, ("act",)),
-    "cspdarknet53": Backbone(cspdarknet53, ("dc5", "frozen")),
-    "resnet18": Backbone(resnet.resnet18, RESNET_OPTIONS),
-    "resnet50": Backbone(resnet.resnet50, RESNET_OPTIONS),
-    "resnet101": Backbone(resnet.resnet101, RESNET_OPTIONS),
-    "resnext101-64x4d": Backbone(resnet.resnext101_64x4d, RESNET_OPTIONS),
-}
-# What a detector is not told; it is told the others.
-OF_BACKBONE = frozenset((*RESNET_OPTIONS, *C2F_OPTIONS))
-ONLY_OF_SOME = {  # options of a backbone that another cannot leave unheeded
-    "dc5": ("dilated last stage (DC5)", "choose a model of stride 32 (-c5)"),
-    "dcn": ("deformable blocks", "choose c2f-nano, -s, -m or -l"),
-    "p2": ("map of stride 4 to give", "choose c2f-nano, -s, -m or -l"),
-}
 SHAPE = 1333 / 800  # longest by short side, where only one of them is asked for
 
 
 def build_model(recipe, classes) -> Detector:
     """The untrained detector of a recipe."""
     options = recipe.model if isinstance(recipe.model, dict) else asdict(recipe.model)
-    backbone = _named(BACKBONES, "backbone", recipe.backbone)
-    for name, (lacking, instead) in ONLY_OF_SOME.items():
-        if options.get(name) and name not in backbone.takes:
-            raise UserError(f"{recipe.backbone} has no {lacking}; leave --{name} out, or {instead}")
-    return _named(DETECTORS, "detector", recipe.detector)(
-        backbone.build(**{name: options[name] for name in backbone.takes if name in options}),
+    if recipe.detector not in DETECTORS:
+        raise UserError(f"no detector {recipe.detector!r}; there are {', '.join(DETECTORS)}")
+    of_backbone = OF_BACKBONE[recipe.detector]
+    return DETECTORS[recipe.detector](
+        build_backbone(recipe.backbone, options),
         classes=tuple(classes),
         sides=(recipe.img_size, recipe.max_size or recipe.img_size),
         conf=recipe.conf,
         nms=recipe.nms,
         max_dets=recipe.max_dets,
-        **{name: value for name, value in options.items() if name not in OF_BACKBONE},
+        **{name: value for name, value in options.items() if name not in of_backbone},
     )
 
 
@@ -159,9 +119,3 @@ def read(path: str | Path) -> Checkpoint:
 def load(path: str | Path, **asked) -> Detector:
     """The trained detector in a file; `asked` are the keywords of `Checkpoint.build`."""
     return read(path).build(**asked)
-
-
-def _named(table: dict, kind: str, name: str):
-    if name not in table:
-        raise UserError(f"no {kind} {name!r}; there are {', '.join(table)}")
-    return table[name]

@@ -8,6 +8,8 @@ import torchvision
 from torch import Tensor, nn
 
 from models import convert
+from models.attention import Attended
+from models.backbones import BACKBONES
 from models.names import TORCHVISION, pairs, renamed, rules
 from models.resnet import BN_EPS, ResNet
 from utils import checkpoint
@@ -53,22 +55,26 @@ def published(name: str) -> State:
 def read(path: str | Path, like: nn.Module, name: str = "") -> tuple[State, str | None]:
     """(state, layout) of the backbone in a file, which is a detector's checkpoint, a ResNet under
     torchvision's names, or a .pkl of Caffe2's; no layout where `like`, the backbone, has none. With
-    the `name` of the backbone a detector on another one is refused."""
+    the `name` of the backbone its row of BACKBONES knows more kinds of files, and a detector on
+    another one is refused."""
     path = Path(path)
     if path.suffix == ".pkl":
         state, layout = from_caffe2(read_arrays(path), path), "caffe"
     else:
-        state, layout, held = _from_checkpoint(convert.read(path))
+        state, layout, held = _from_checkpoint(convert.read(path), name)
         if name and held not in ("", name):
             raise UserError(
                 f"{path} holds a model on {held}, and this one is on {name}; give --backbone {held}"
             )
-    return state, layout if isinstance(like, ResNet) else None
+    return state, layout if isinstance(_plain(like), ResNet) else None
 
 
-def _from_checkpoint(content: dict) -> tuple[State, str | None, str]:
+def _from_checkpoint(content: dict, name: str) -> tuple[State, str | None, str]:
     """(state, layout, the backbone's name where the file tells it)."""
     state = checkpoint.find_state(content)
+    of_others = BACKBONES[name].renamed(state) if name else None
+    if of_others is not None:
+        return of_others, None, ""
     if "layer1.0.conv1.weight" in state:
         state = from_torchvision(state)
         means = [value for name, value in state.items() if name.endswith(".running_mean")]
@@ -84,7 +90,10 @@ def _from_checkpoint(content: dict) -> tuple[State, str | None, str]:
 
 
 def load(backbone: nn.Module, state: State):
-    """Fills a backbone; names and shapes must be its own. Counts of batches may be absent."""
+    """Fills a backbone; names and shapes must be its own. Counts of batches may be absent, and all
+    of the attention on its maps."""
+    if not any(name.startswith("attention.") for name in state):
+        backbone = _plain(backbone)
     counts = {
         name: torch.zeros_like(value)
         for name, value in backbone.state_dict().items()
@@ -132,6 +141,11 @@ def _refuse_groups(state: State, path: Path):
             f"{path} is a ResNeXt, and such a file does not say what its pixels are; start from "
             "torchvision's weights (leave --backbone_weight out) or a detector's checkpoint"
         )
+
+
+def _plain(backbone: nn.Module) -> nn.Module:
+    """The backbone without attention on its maps."""
+    return backbone.network if isinstance(backbone, Attended) else backbone
 
 
 def _without_classifier(state: State) -> State:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import fuse_conv_bn_eval
 
+from models.acon import Acon, MetaAcon
 from utils.errors import UserError
 
 BN_EPS, BN_MOMENTUM = 1e-3, 0.03  # YOLOX's; with torch's 1e-5 the published weights go wrong
@@ -19,12 +20,14 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)  # red, green, blue; 0.485, 0.456, 0.4
 IMAGENET_STD = (58.395, 57.12, 57.375)  # 0.229, 0.224, 0.225 of 255
 MEAN_COLOUR = IMAGENET_MEAN[::-1]  # of padding, in BGR: zero once normalised
 
-ACTIVATIONS = {
-    "silu": lambda: nn.SiLU(),
-    "relu": lambda: nn.ReLU(inplace=True),
-    "lrelu": lambda: nn.LeakyReLU(0.1, inplace=True),
-    "mish": lambda: nn.Mish(),
-    "none": lambda: nn.Identity(),
+ACTIVATIONS = {  # of a map of so many channels
+    "silu": lambda _: nn.SiLU(),
+    "relu": lambda _: nn.ReLU(inplace=True),
+    "lrelu": lambda _: nn.LeakyReLU(0.1, inplace=True),
+    "mish": lambda _: nn.Mish(),
+    "acon": Acon,
+    "meta_acon": MetaAcon,
+    "none": lambda _: nn.Identity(),
 }
 
 
@@ -43,10 +46,10 @@ RGB_PIXELS = Pixels("rgb", IMAGENET_MEAN, IMAGENET_STD, MEAN_COLOUR)
 CAFFE_PIXELS = Pixels("bgr", IMAGENET_MEAN[::-1], (1.0, 1.0, 1.0), MEAN_COLOUR)
 
 
-def activation(name: str) -> nn.Module:
+def activation(name: str, channels: int) -> nn.Module:
     if name not in ACTIVATIONS:
         raise UserError(f"no activation {name!r}; there are {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]()
+    return ACTIVATIONS[name](channels)
 
 
 class StridedDepthwise(nn.Conv2d):
@@ -82,7 +85,7 @@ class ConvBNAct(nn.Module):
         padding = dilation * ((k - 1) // 2)
         self.conv = conv(cin, cout, k, s, padding, dilation, groups, bias)
         self.bn = nn.BatchNorm2d(cout, eps=eps, momentum=momentum)
-        self.act = activation(act)
+        self.act = activation(act, cout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.bn(self.conv(x)))

@@ -47,7 +47,8 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1 x 1, 3 x 3, and 1 x 1 to 4 x `width` channels; of `dilations` the 3 x 3 takes the first."""
+    """1 x 1, 3 x 3, and 1 x 1 to 4 x `width` channels; of `dilations` the 3 x 3 takes the first.
+    `act` follows the 3 x 3: where the paper of ACON puts it."""
 
     def __init__(
         self,
@@ -60,14 +61,13 @@ class Bottleneck(nn.Module):
         stride_in_1x1: bool,
         groups: int,
         group_width: int,
+        act: str,
     ):
         super().__init__()
         inner, cout = groups * (width * group_width // 64), 4 * width
         stride1, stride2 = (stride, 1) if stride_in_1x1 else (1, stride)
         self.conv1 = conv(cin, inner, 1, stride1, act="relu")
-        self.conv2 = conv(
-            inner, inner, 3, stride2, groups=groups, dilation=dilations[0], act="relu"
-        )
+        self.conv2 = conv(inner, inner, 3, stride2, groups=groups, dilation=dilations[0], act=act)
         self.conv3 = conv(inner, cout, 1, act="none")
         self.downsample = _around(cin, cout, stride, conv)
 
@@ -177,17 +177,20 @@ def _bottlenecks(
     dc5: bool = False,
     dilate_first: bool = False,
     frozen: bool = False,
+    act: str = "relu",
     groups: int = 1,
     group_width: int = 64,
 ) -> ResNet:
     pixels, stride_in_1x1 = layout_named(layout)
-    block = partial(Bottleneck, stride_in_1x1=stride_in_1x1, groups=groups, group_width=group_width)
+    block = partial(
+        Bottleneck, stride_in_1x1=stride_in_1x1, groups=groups, group_width=group_width, act=act
+    )
     return ResNet(
         block, 4, counts, pixels=pixels, dc5=dc5, dilate_first=dilate_first, frozen=frozen
     )
 
 
-# All of them take the keywords of resnet18.
+# All of them take the keywords of resnet18, and act.
 resnet50 = partial(_bottlenecks, (3, 4, 6, 3))
 resnet101 = partial(_bottlenecks, (3, 4, 23, 3))
 resnext101_64x4d = partial(_bottlenecks, (3, 4, 23, 3), groups=64, group_width=4)

@@ -18,6 +18,12 @@ def option(
     return field(default=default, metadata=told)
 
 
+def attention_option():
+    """The option of every family on backbones for images."""
+    text = "coord: coordinate attention, in the backbone's blocks or on its maps"
+    return option("none", text, ("none", "coord"))
+
+
 @dataclass(frozen=True)
 class Augment:
     """What happens to the pixels of one stage; probabilities 0..1, angles in degrees."""

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 from recipes.changes import with_part_lr
-from recipes.fields import Augment, Recipe, Schedule, Stage, option
+from recipes.fields import Augment, Recipe, Schedule, Stage, attention_option, option
 
 LN_1E8, LN_1E4 = (
     math.log(1e8),
@@ -28,6 +28,12 @@ class YolofOptions:
     dilate_first: bool = option(
         False, "with dc5: the last stage's first block dilated too; layout caffe: on"
     )
+    act: str = option(
+        "own",
+        "activation of the backbone: its own, or a learnt one where it has a place for that",
+        ("own", "acon", "meta_acon"),
+    )
+    attention: str = attention_option()
     frozen: bool = option(True, "what the paper freezes of a pretrained backbone stays as read")
     dilations: tuple[int, ...] = option((2, 4, 6, 8), "of the encoder's blocks, as in 2,4,6,8")
     anchor_sizes: tuple[int, ...] = option(

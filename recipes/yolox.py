@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from recipes.fields import Augment, Recipe, Stage, option
+from recipes.fields import Augment, Recipe, Stage, attention_option, option
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,12 @@ class YoloxOptions:
     depth: float = option(0.33, "depth multiplier of the neck (a ratio)", least=0.05)
     width: float = option(0.50, "width multiplier of neck and head (a ratio)", least=0.05)
     depthwise: bool = option(False, "depthwise separable 3x3 convolutions")
-    act: str = option("silu", "activation", ("silu", "relu", "lrelu"))
+    act: str = option(
+        "silu",
+        "activation; a backbone that has its own takes acon and meta_acon alone, or none of these",
+        ("silu", "relu", "lrelu", "acon", "meta_acon"),
+    )
+    attention: str = attention_option()
     neck: str = option("pafpn", "neck: pafpn, or fpn for darknet53", ("pafpn", "fpn"))
     iou_loss: str = option(
         "iou", "box loss; ciou helps objects of a few pixels", ("iou", "giou", "diou", "ciou")

@@ -13,6 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import models
+from models.acon import Acon, MetaAcon
+from models.attention import CoordAttention
 from models.layers import fuse
 from recipes import RECIPES
 from tests.detectors import CLASSES, SIZE, batch, build, loss_without_values, settled
@@ -152,10 +154,11 @@ def test_as_many_parameters_learn_as_in_the_paper():
     ],
 )
 def test_backbone_interface(name, dc5):
-    build_backbone, takes = models.BACKBONES[name]
-    assert set(takes) <= inspect.signature(build_backbone).parameters.keys()
+    row = models.BACKBONES[name]
+    taken = {*row.takes, *(("act",) if row.acts else ())}
+    assert taken <= inspect.signature(row.build).parameters.keys()
     with torch.device("meta"):
-        backbone = build_backbone(**({"dc5": True} if dc5 else {}))
+        backbone = row.build(**({"dc5": True} if dc5 else {}))
         maps = backbone(torch.empty(1, 3, 64, 96))
     assert [x.shape[1] for x in maps] == list(backbone.channels)
     assert list(backbone.strides) == [8, 16, 16 if dc5 else 32]
@@ -165,9 +168,40 @@ def test_backbone_interface(name, dc5):
     assert backbone.pixels.order in ("bgr", "rgb")
     everything = dict(backbone.named_parameters())
     assert len(trainable(backbone)) == len(everything)
-    if "frozen" in takes:
+    if "frozen" in row.takes:
         with torch.device("meta"):
-            assert 0 < len(trainable(build_backbone(frozen=True))) < len(everything)
+            assert 0 < len(trainable(row.build(frozen=True))) < len(everything)
+
+
+def kinds_within(module):
+    return {type(part) for part in module.modules()}
+
+
+@pytest.mark.parametrize("name", [name for name, row in models.BACKBONES.items() if row.acts])
+def test_learnt_activations_of_a_backbone(name):
+    for act, kind in (("acon", Acon), ("meta_acon", MetaAcon)):
+        with torch.device("meta"):
+            backbone = models.build_backbone(name, {"act": act})
+            maps = backbone(torch.empty(1, 3, 64, 96))
+        assert kind in kinds_within(backbone)
+        assert [x.shape[1] for x in maps] == list(backbone.channels)
+    with torch.device("meta"):
+        assert not {Acon, MetaAcon} & kinds_within(models.build_backbone(name, {"act": "own"}))
+
+
+@pytest.mark.parametrize("name", models.BACKBONES)
+def test_coordinate_attention_of_a_backbone(name):
+    row = models.BACKBONES[name]
+    if row.attends:
+        with pytest.raises(UserError, match=f"{name} has coordinate attention already"):
+            models.build_backbone(name, {"attention": "coord"})
+        return
+    with torch.device("meta"):
+        backbone = models.build_backbone(name, {"attention": "coord"})
+        maps = backbone(torch.empty(1, 3, 64, 96))
+        assert CoordAttention not in kinds_within(models.build_backbone(name, {}))
+    assert CoordAttention in kinds_within(backbone)
+    assert [x.shape[1] for x in maps] == list(backbone.channels)
 
 
 def test_models_that_cannot_be_built():

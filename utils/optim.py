@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 FLAT_SHARE = 0.05  # of the run, at its end, keeps the cosine's least (YOLOX: 15 of 300 epochs)
+UNDECAYED = frozenset(("act", "attention"))  # modules of these names, and all within them
 FUSED_DEVICES = ("cpu", "cuda")  # MPS has a fused step too, which cannot be masked
 
 
@@ -13,16 +14,19 @@ def param_groups(model: nn.Module, weight_decay: float, part_lr: tuple = ()) -> 
     """Norm weights, weights, biases: each trainable parameter once, in YOLOX's order of groups.
     Parts that learn at another rate, given as (name, share of the rate), have their own three.
 
-    Only tensors of more than one dimension decay; the scales of activations and attention count as
-    norm weights. Every group's learning rate is the run's times its `scale`.
+    Only tensors of more than one dimension decay, and of these none that belongs to an activation
+    or to attention: they count as norm weights. Every group's learning rate is the run's times its
+    `scale`.
     """
     shares = {"": 1.0} | dict(part_lr)
     groups = {(part, kind): [] for part in shares for kind in ("norm", "weight", "bias")}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        kind = "bias" if name.split(".")[-1] == "bias" else "norm"
-        kind = "weight" if parameter.dim() > 1 else kind
+        *places, leaf = name.split(".")
+        kind = "bias" if leaf == "bias" else "norm"
+        if parameter.dim() > 1 and not UNDECAYED & set(places):
+            kind = "weight"
         part = next((part for part, _ in part_lr if name.startswith(f"{part}.")), "")
         groups[part, kind].append(parameter)
     return [
