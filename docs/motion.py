@@ -41,7 +41,7 @@ ROWS = {
 COCO_ROW = "yolox-nano, from COCO weights"
 SETS = {
     "synthetic-video": "-d synthetic-video --epochs 10",
-    "drone": "-d cocovid --img_size 256 --epochs 8",
+    "drone": "-d cocovid --img_size 128 --epochs 24",
 }
 NUMBERS = ("AP", "AP50", "AP75")
 # What the picture shows of the validation set: its first frames, every so many, enlarged so much.
