@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.backbones import BACKBONES, OF_BACKBONE, build_backbone
 from models.detector import Detector
-from models.layers import fuse
+from models.fusing import fuse
 from models.optimize import optimize
 from models.yolof import YOLOF
 from models.yoloft import YOLOFT
@@ -39,9 +39,9 @@ def build_model(recipe, classes) -> Detector:
     options = recipe.model if isinstance(recipe.model, dict) else asdict(recipe.model)
     if recipe.detector not in DETECTORS:
         raise UserError(f"no detector {recipe.detector!r}; there are {', '.join(DETECTORS)}")
-    of_backbone = OF_BACKBONE[recipe.detector]
-    return DETECTORS[recipe.detector](
-        build_backbone(recipe.backbone, options),
+    of_backbone, detector = OF_BACKBONE[recipe.detector], DETECTORS[recipe.detector]
+    return detector(
+        build_backbone(recipe.backbone, options, maps=detector.maps),
         classes=tuple(classes),
         sides=(recipe.img_size, recipe.max_size or recipe.img_size),
         conf=recipe.conf,
@@ -112,6 +112,11 @@ def read(path: str | Path) -> Checkpoint:
     from models.convert import open_file
 
     opened = open_file(path)
+    if opened.recipe["detector"] not in DETECTORS:
+        raise UserError(
+            f"{path} holds a backbone that pretrain.py trained, and no detector; start one from it "
+            f"with train.py --backbone {opened.recipe['backbone']} --backbone_weight {path}"
+        )
     recipe = {"max_size": 0, **opened.recipe}  # files of squares from before it was known lack it
     return Checkpoint(opened.state, recipe, opened.classes, opened.arguments, Path(path))
 

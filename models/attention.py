@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+COORD = "coord"  # the value of the option attention that asks for it
 LEAST_HIDDEN = 8
 OPEN = 3.0  # bias of the gates: both together begin at 0.9 and not at 0.25 of a trained map
 
@@ -30,12 +31,15 @@ class CoordAttention(nn.Module):
 
 
 class Attended(nn.Module):
-    """A backbone each of whose maps passes coordinate attention."""
+    """A backbone whose last `maps` maps, those that are used, pass coordinate attention."""
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, *, maps: int):
         super().__init__()
         self.network = network
-        self.attention = nn.ModuleList(CoordAttention(c) for c in network.channels)
+        unused, used = network.channels[:-maps], network.channels[-maps:]
+        self.attention = nn.ModuleList(
+            [*(nn.Identity() for _ in unused), *(CoordAttention(c) for c in used)]
+        )
         self.channels, self.strides = network.channels, network.strides
         self.pixels = network.pixels
 

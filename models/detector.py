@@ -8,9 +8,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.layers import Pixels
+from models.pixels import PixelNetwork
 from utils import boxes as box_ops
 from utils.errors import UserError
 from utils.image import fit, fit_scale, is_square, padded_hw
@@ -18,7 +19,7 @@ from utils.image import fit, fit_scale, is_square, padded_hw
 BEFORE_NMS = 3000  # detections of an image that NMS looks at, best first; `max_dets` if more
 
 
-class Detector(nn.Module):
+class Detector(PixelNetwork):
     """Base of all detectors. A subclass writes `loss`, and `decode` (one-stage) or `step`.
 
     `classes` are the names; `sides` (short, long) the most that an image's measure once `detect`
@@ -27,6 +28,7 @@ class Detector(nn.Module):
     """
 
     class_layers: tuple[str, ...] = ()  # prefixes of the weights that depend on the classes
+    maps = 3  # of strides 8, 16 and 32, how many it needs of its backbone, the last ones
     remembers = False  # whether what it detects in a frame depends on the frames before
 
     def __init__(
@@ -39,16 +41,11 @@ class Detector(nn.Module):
         nms: float,
         max_dets: int,
     ):
-        super().__init__()
+        super().__init__(pixels)
         self.classes = tuple(classes)
         self.sides = tuple(sides)
         self.square = True  # as the published weights were measured; `models.optimize` pads less
         self.conf, self.nms, self.max_dets = conf, nms, max_dets
-        self.reverse_channels = pixels.order == "rgb"
-        self.normalized = (pixels.mean, pixels.std) != ((0.0,) * 3, (1.0,) * 3)
-        for name in ("mean", "std", "padding"):
-            value = torch.tensor(pixels._asdict()[name], dtype=torch.float32).view(1, 3, 1, 1)
-            self.register_buffer(f"pixel_{name}", value, persistent=False)
 
     # ---- training ----
 
@@ -195,12 +192,6 @@ class Detector(nn.Module):
             image[:, height:] = self.pixel_padding[0]
             image[:, :height, width:] = self.pixel_padding[0]
         return filled
-
-    def normalize(self, images: Tensor) -> Tensor:
-        """Float images in the channel order, with the mean and std, that the backbone expects."""
-        if self.reverse_channels:
-            images = images.flip(1)
-        return (images - self.pixel_mean) / self.pixel_std if self.normalized else images
 
 
 def follow(model: Detector, videos: Sequence[int]) -> tuple[Callable, Callable]:

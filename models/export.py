@@ -22,7 +22,7 @@ from torch.export import ExportedProgram
 
 from cuda_ops import corr_lookup_twin, dcnv3_twin
 from models.detector import Detector
-from models.layers import fuse
+from models.fusing import fuse
 from utils.errors import UserError
 
 OPSET = 18  # the least that torch's exporter writes

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import fuse_conv_bn_eval
 
 from models.acon import Acon, MetaAcon
 from utils.errors import UserError
@@ -63,7 +62,42 @@ class StridedDepthwise(nn.Conv2d):
             return super().forward(x.float())
 
 
-class ConvBNAct(nn.Module):
+class Folds(nn.Module):
+    """A block that is one convolution and an activation for inference."""
+
+    def folded(self) -> tuple[nn.Conv2d, nn.Module]:
+        """Both, in copies; the convolution has a bias."""
+        raise NotImplementedError
+
+
+def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """The convolution with what the norm does in its weight and its bias."""
+    weight, bias = folded_weights(conv.weight, conv.bias, norm)
+    return with_weights(conv, weight.to(conv.weight), bias.to(conv.weight))
+
+
+def folded_weights(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d):
+    """(weight, bias) in float64 of a convolution and the norm after it."""
+    scale = exact(norm.weight) * torch.rsqrt(exact(norm.running_var) + norm.eps)
+    shift = exact(norm.bias) - exact(norm.running_mean) * scale
+    weight = exact(weight) * scale[:, None, None, None]
+    return weight, shift if bias is None else exact(bias) * scale + shift
+
+
+def with_weights(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
+    """A convolution like this one with other weights."""
+    other = copy.deepcopy(conv)
+    other.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    other.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return other
+
+
+def exact(x: Tensor) -> Tensor:
+    """In float64, which Apple's GPUs do not have."""
+    return x.detach().to("cpu" if x.device.type == "mps" else x.device, torch.float64)
+
+
+class ConvBNAct(Folds):
     """Convolution, batch norm, activation; padding keeps the size at stride 1."""
 
     def __init__(
@@ -89,6 +123,9 @@ class ConvBNAct(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.bn(self.conv(x)))
+
+    def folded(self) -> tuple[nn.Conv2d, nn.Module]:
+        return fold(self.conv, self.bn), copy.deepcopy(self.act)
 
 
 class FrozenBN(nn.BatchNorm2d):
@@ -189,7 +226,7 @@ class SPPBottleneck(nn.Module):
         return self.conv2(torch.cat((pool1, pool5, pool9, pool13), dim=1))
 
 
-class Focus(nn.Module):
+class Focus(Folds):
     """Four pixels into channels, then 3 x 3: computed as the equal 6 x 6 convolution of stride 2.
 
     The weight keeps its published shape [cout, 12, 3, 3].
@@ -202,6 +239,12 @@ class Focus(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.conv2d(x, focus_kernel(self.conv.conv.weight), stride=2, padding=2)
         return self.conv.act(self.conv.bn(x))
+
+    def folded(self) -> tuple[nn.Conv2d, nn.Module]:
+        """Laid out as the 6 x 6 convolution."""
+        narrow, act = self.conv.folded()
+        conv = nn.Conv2d(3, narrow.out_channels, 6, stride=2, padding=2, device="meta")
+        return with_weights(conv, focus_kernel(narrow.weight), narrow.bias), act
 
 
 def focus_kernel(weight: Tensor) -> Tensor:
@@ -221,35 +264,3 @@ class ResLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layer2(self.layer1(x))
-
-
-class ConvAct(nn.Module):
-    """Convolution with bias, then activation: a ConvBNAct or Focus for inference."""
-
-    def __init__(self, conv: nn.Conv2d, act: nn.Module):
-        super().__init__()
-        self.conv, self.act = conv, act
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.conv(x))
-
-
-def fuse(model: nn.Module) -> nn.Module:
-    """A copy for inference, in eval mode: batch norms folded into their convolutions, the 6 x 6
-    stem laid out. Its outputs are those of `model` up to rounding; its names are its own."""
-    fused = copy.deepcopy(model).eval().requires_grad_(False)
-    for module in list(fused.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, Focus | ConvBNAct):
-                module.add_module(name, _fused(child))
-    return fused
-
-
-def _fused(block: nn.Module) -> ConvAct:
-    if isinstance(block, ConvBNAct):
-        return ConvAct(fuse_conv_bn_eval(block.conv, block.bn), block.act)
-    folded = fuse_conv_bn_eval(block.conv.conv, block.conv.bn)
-    conv = nn.Conv2d(3, folded.out_channels, 6, stride=2, padding=2).to(folded.weight)
-    conv.weight = nn.Parameter(focus_kernel(folded.weight.detach()), requires_grad=False)
-    conv.bias = folded.bias
-    return ConvAct(conv, block.conv.act)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.anchors import Level
 from utils.boxes import iou, pairwise_ciou, pairwise_iou, xyxy_to_cxcywh
@@ -429,6 +430,13 @@ def _claims(pred, logits, points, gt, labels, valid) -> tuple[Tensor, Tensor, Te
         owner = torch.where(largest > most, first, owner)
         most = torch.maximum(most, largest)
     return torch.cat(claimed, dim=1), torch.cat(claims, dim=1), owner
+
+
+def matched(match: Match | AnchorMatch | TaskMatch, valid: Tensor) -> Tensor:
+    """Which of the boxes [B, G] have a location: bool [B, G]."""
+    spare = match.gt.masked_fill(~match.valid, valid.shape[1])
+    found = F.pad(torch.zeros_like(valid), (0, 1))
+    return found.scatter(1, spare, True)[:, :-1]
 
 
 def contains(boxes: Tensor, points: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.detector import Detector
-from models.layers import ConvAct, fuse
+from models.fusing import ConvAct, fuse
 from utils.errors import UserError
 from utils.log import say
 from utils.precision import cpu_computes_bf16, exact_float32
@@ -18,6 +18,13 @@ CHECKED_HW = (96, 128)
 # Layouts of weights that are kept, for as many sizes of maps; for further ones the plain weight is
 # laid out at each call.
 LAYOUTS = 6
+KINDS = {  # activations as oneDNN names them, with its numbers
+    nn.SiLU: ("swish",),
+    nn.ReLU: ("relu",),
+    nn.ReLU6: ("hardtanh", (0.0, 6.0)),
+    nn.Hardswish: ("hardswish",),
+    nn.Hardsigmoid: ("hardsigmoid",),
+}
 
 
 def optimize(model: Detector, half: bool = False) -> Detector:
@@ -109,13 +116,12 @@ def _pack(model: nn.Module, dtype: torch.dtype):
 
 
 def _packed(block: ConvAct, dtype: torch.dtype) -> nn.Module:
-    if isinstance(block.act, nn.SiLU):
-        return PackedConv(block.conv, dtype, "swish")
-    if isinstance(block.act, nn.ReLU):
-        return PackedConv(block.conv, dtype, "relu")
-    if isinstance(block.act, nn.LeakyReLU):
-        return PackedConv(block.conv, dtype, "leaky_relu", (block.act.negative_slope,))
-    return ConvAct(PackedConv(block.conv, dtype), block.act)
+    act = block.act
+    if type(act) in KINDS:
+        return PackedConv(block.conv, dtype, *KINDS[type(act)])
+    if isinstance(act, nn.LeakyReLU):
+        return PackedConv(block.conv, dtype, "leaky_relu", (act.negative_slope,))
+    return ConvAct(PackedConv(block.conv, dtype), act)
 
 
 @torch.no_grad()

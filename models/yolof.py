@@ -109,6 +109,7 @@ class YOLOF(Detector):
     """The detector on the last map of any backbone. For the options see recipes.YolofOptions."""
 
     class_layers = ("head.cls_pred.",)
+    maps = 1
 
     def __init__(
         self,
@@ -240,7 +241,7 @@ class YOLOF(Detector):
             "divisor": divisor,
             "positives": positives.sum(),
             "per_object": match.valid.sum() / objects.clamp(min=1),
-            "unmatched": (objects - _matched(match, targets["valid"]).sum()).float(),
+            "unmatched": (objects - matchers.matched(match, targets["valid"]).sum()).float(),
         }
 
     @torch.no_grad()
@@ -331,10 +332,3 @@ def joint_logits(cls: Tensor, obj: Tensor, clamp: float) -> Tensor:
     # Clamped before exp, not after as in the reference: the same value, and a finite gradient.
     total = 1 + cls.clamp(max=clamp).exp() + obj.clamp(max=clamp).exp()
     return cls + obj - total.log()
-
-
-def _matched(match: matchers.AnchorMatch, valid: Tensor) -> Tensor:
-    """Which of the boxes [B, G] have an anchor: bool [B, G]."""
-    spare = match.gt.masked_fill(~match.valid, valid.shape[1])
-    matched = F.pad(torch.zeros_like(valid), (0, 1))
-    return matched.scatter(1, spare, torch.ones_like(match.valid))[:, :-1]

@@ -89,6 +89,8 @@ NOT_WEIGHTS = ("pixel_", "anchor_generator.", "data_preprocessor.")  # tables of
 
 RULES = {  # official; what depends on the stride is added to it
     "layout": "caffe",
+    "act": "own",
+    "attention": "none",
     "dilate_first": True,
     "frozen": True,
     "matcher": "uniform",

@@ -318,7 +318,7 @@ class YOLOFT(Detector):
             "divisor": divisor,
             "positives": positives,
             "per_object": positives / objects.clamp(min=1),
-            "unmatched": (objects - matched(match, targets["valid"]).sum()).float(),
+            "unmatched": (objects - matchers.matched(match, targets["valid"]).sum()).float(),
         }
         return found, tuple(state)
 
@@ -418,10 +418,3 @@ def encode_sides(boxes: Tensor, cell: Tensor, stride: Tensor) -> Tensor:
     center, boxes = cell + 0.5, boxes / stride
     distance = torch.cat((center - boxes[..., :2], boxes[..., 2:] - center), dim=-1)
     return distance.clamp(0, LONGEST)
-
-
-def matched(match: matchers.TaskMatch, valid: Tensor) -> Tensor:
-    """Which of the boxes [B, G] have a location: bool [B, G]."""
-    spare = match.gt.masked_fill(~match.valid, valid.shape[1])
-    found = F.pad(torch.zeros_like(valid), (0, 1))
-    return found.scatter(1, spare, True)[:, :-1]

@@ -179,6 +179,7 @@ class YOLOX(Detector):
             # Positives whose prediction misses their box: where the plain IoU loss has no gradient.
             "disjoint": ((match.iou <= 0) & match.valid).sum() / positives.clamp(min=1),
             "per_object": positives / objects.clamp(min=1),
+            "unmatched": (objects - matchers.matched(match, targets["valid"]).sum()).float(),
         }
 
     @torch.no_grad()

@@ -42,7 +42,10 @@ def score_layers(model) -> list[nn.Conv2d]:
 
 def settled(name, **options) -> models.Detector:
     """A model with the statistics of some noise, and scores to speak of."""
-    model = build(name, **options)
+    return settle(build(name, **options))
+
+
+def settle(model: models.Detector) -> models.Detector:
     for layer in score_layers(model):
         nn.init.normal_(layer.bias, -1.0, 0.5)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -89,3 +92,16 @@ def loss_without_values(make, **options):
         losses, _ = make().train()(images, targets, **options)
         losses["loss"].backward()
     return losses["loss"]
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def assert_finite_gradients(model):
+    assert [name for name, p in trainable(model).items() if p.grad is None] == []
+    assert all(p.grad.isfinite().all() for p in trainable(model).values())

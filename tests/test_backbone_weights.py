@@ -110,7 +110,8 @@ def test_a_backbone_that_nobody_published(name):
 def test_what_is_published_are_the_first_imagenet_weights():
     for name, weights in backbone_weights.PUBLISHED.items():
         assert weights.name == "IMAGENET1K_V1"
-        assert re.sub(r"[-_]", "", name) in re.sub(r"[-_]", "", weights.url)
+        told = re.sub(r"[_.]", "", type(weights).__name__).lower()
+        assert told == re.sub(r"[-.]", "", name.removesuffix("-ca")) + "weights"
 
 
 @pytest.mark.parametrize("wrapped", ["plain", "state_dict", "parallel"])
@@ -142,6 +143,34 @@ def test_another_backbones_file_is_refused(trained, tmp_path):
     state, _ = backbone_weights.read(tmp_path / "r18.pth", backbone)
     with pytest.raises(UserError, match="these weights do not fit the model"):
         backbone_weights.load(backbone, state)
+
+
+@pytest.mark.parametrize(
+    ("first", "name", "held"),
+    [
+        ("layer1.0.conv1.weight", "swin-t", "resnet18 or resnet50 or resnet101 or resnext101"),
+        ("stage2.0.branch1.0.weight", "resnet18", "shufflenetv2-x0.5 or shufflenetv2-x1.0"),
+        ("features.1.block.0.0.weight", "resnet18", "mobilenetv3-small or mobilenetv3-large,"),
+        ("features.1.conv.0.0.weight", "mobilenetv3-small", "mobilenetv2-ca,"),
+        ("features.3.conv_exp.conv.weight", "mobilenetv2-ca", "rexnet-1.0 or rexnet-1.3"),
+        ("stages.0.0.conv_1x1.conv.weight", "rexnet-1.0", "repvgg-a0 or repvgg-a1"),
+        ("features.1.0.attn.qkv.weight", "cspdarknet-nano", "swin-t or swin-s,"),
+    ],
+)
+def test_a_file_of_another_network_is_told_by_its_names(first, name, held, tmp_path, backbone):
+    torch.save({first: torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(UserError) as raised:
+        backbone_weights.read(tmp_path / "other.pth", backbone, name)
+    text = one_sentence(raised)
+    assert f"{tmp_path / 'other.pth'} holds a model on {held}" in text
+    assert f"and this one is on {name}; give that name by --backbone" in text
+
+
+def test_a_file_of_nothing_that_is_known(tmp_path, backbone):
+    for content in ({"features.0.0.weight": torch.zeros(1)}, {"epoch": 3}):
+        torch.save(content, tmp_path / "odd.pth")
+        with pytest.raises(UserError, match="odd.pth is no file to start a backbone from: "):
+            backbone_weights.read(tmp_path / "odd.pth", backbone, "resnet18")
 
 
 def blobs() -> dict[str, np.ndarray]:

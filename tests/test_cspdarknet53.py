@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from models.cspdarknet53 import CSPStage, cspdarknet53
-from models.layers import fuse
+from models.fusing import fuse
 from models.optimize import _pack
 
 

@@ -1,5 +1,6 @@
 """Exported files: they compute what the detector computes, frame after frame, and say so."""
 
+import functools
 import importlib.util
 import json
 import re
@@ -11,14 +12,17 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.models import shufflenetv2, swin_transformer
 
 import export as export_script
 import models
 from cuda_ops import DCNv3
-from models import export, export_check
-from recipes import RECIPES, as_dict, with_sides
+from models import export, export_check, repvgg, rexnet
+from models.acon import Acon, MetaAcon
+from models.attention import CoordAttention
+from recipes import RECIPES, as_dict, with_backbone, with_sides
 from tests.calls import Call
-from tests.detectors import CLASSES, SIZE, settled
+from tests.detectors import CLASSES, SIZE, settle, settled
 from tests.miniature import write_weight
 from utils import checkpoint
 from utils.video import Video, Writer
@@ -89,6 +93,53 @@ def test_a_file_gives_what_the_model_gives(case):
         _, scores, *state = run(frames()[0][0], *inputs[1:])
     assert scores.std() > 1e-3
     assert all(x.abs().max() > 1e-3 for x in state)
+
+
+def test_a_detector_on_a_backbone_that_is_fused_in_its_own_way():
+    torch.manual_seed(0)
+    recipe = with_backbone(with_sides(RECIPES["yolox-nano"], SIZE), "repvgg-a0")
+    model = settle(models.build_model(recipe, CLASSES)).eval()
+    images, sizes = frames()[0]
+    with torch.inference_mode():
+        _, scores = model.decode(model.fill_padding(images, sizes))
+    assert scores.std() > 0.01
+    same(model, made(model, ".pt2")[1])
+
+
+class ChannelsLast(nn.Module):
+    """A layer of Swin, for maps as convolutions have them."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def test_parts_of_the_small_backbones_for_onnx():
+    """One of each kind: a whole network takes the exporter four times as long."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    excitation = functools.partial(rexnet.Excitation, norm=rexnet.NormOfMeans)
+    network = nn.Sequential(
+        rexnet.Block(8, 12, 1, expansion=6, excitation=excitation, act="silu"),
+        shufflenetv2.InvertedResidual(12, 12, 1),
+        CoordAttention(12),
+        Acon(12),
+        MetaAcon(12),
+        repvgg.Block(12, 12, 1, 4),
+        ChannelsLast(swin_transformer.SwinTransformerBlock(12, 3, [7, 7], [3, 3])),
+        ChannelsLast(swin_transformer.PatchMerging(12)),
+    ).eval()
+    x = torch.randn(1, 8, 8, 12)
+    expected = network(x)
+    graph = torch.export.export(models.fuse(network, tuple(x.shape)), (x,))
+    with export.quiet():
+        file = torch.onnx.export(graph.run_decompositions({}), verbose=False)
+    (found,) = export.open_onnx(file.model_proto.SerializeToString())(x)
+    assert expected.std() > 0.1 and torch.allclose(found, expected, atol=1e-5)
 
 
 def test_any_number_of_videos_at_a_time():

@@ -7,9 +7,11 @@ import json
 import os
 from pathlib import Path
 
+import golden_backbone
 import golden_corr
 import golden_dcnv3
 import golden_mstf
+import golden_repvgg
 import golden_yolof
 import golden_yolof_net
 import golden_yoloft
@@ -20,7 +22,7 @@ import pytest
 FOLDER = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "golden")
 CHECKERS = golden_yolox.CHECKERS | golden_yolof.CHECKERS | golden_yolof_net.CHECKERS
 CHECKERS |= golden_dcnv3.CHECKERS | golden_corr.CHECKERS | golden_yoloft.CHECKERS
-CHECKERS |= golden_mstf.CHECKERS
+CHECKERS |= golden_mstf.CHECKERS | golden_backbone.CHECKERS | golden_repvgg.CHECKERS
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import inspect
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -13,11 +12,19 @@ from torch import nn
 from torch.nn import functional as F
 
 import models
-from models.acon import Acon, MetaAcon
-from models.attention import CoordAttention
-from models.layers import fuse
+from models.fusing import fuse
 from recipes import RECIPES
-from tests.detectors import CLASSES, SIZE, batch, build, loss_without_values, settled
+from tests.detectors import (
+    CLASSES,
+    SIZE,
+    assert_finite_gradients,
+    batch,
+    build,
+    count,
+    loss_without_values,
+    settled,
+    trainable,
+)
 from utils.errors import UserError
 
 
@@ -69,14 +76,6 @@ YOLO_LOCATIONS = 8 * 12 + 4 * 6 + 2 * 3  # in 64 x 96 pixels, of strides 8, 16, 
 LOCATIONS = {"c5": 2 * 3 * 5, "dc5": 4 * 6 * 6, "p2": 16 * 24 + YOLO_LOCATIONS}
 
 
-def count(module):
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def trainable(model):
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
 @functools.cache
 def kept(name):
     torch.manual_seed(0)
@@ -107,12 +106,7 @@ def assert_same(found, expected, rtol=1e-5, atol=1e-3):
         assert near.any(0).all() and near.any(1).all()
 
 
-def assert_finite_gradients(model):
-    assert [name for name, p in trainable(model).items() if p.grad is None] == []
-    assert all(p.grad.isfinite().all() for p in trainable(model).values())
-
-
-# ---- every model and backbone ----
+# ---- every model ----
 
 
 def test_a_smallest_model_is_named_for_each_family():
@@ -142,66 +136,6 @@ def test_as_many_parameters_learn_as_in_the_paper():
             model = models.build_model(RECIPES[name], [str(index) for index in range(80)])
         learnt = sum(p.numel() for p in trainable(model).values())
         assert round(learnt / 1e6, 2) == millions
-
-
-@pytest.mark.parametrize(
-    ("name", "dc5"),
-    [
-        (name, dc5)
-        for name, backbone in models.BACKBONES.items()
-        for dc5 in (False, True)
-        if not dc5 or "dc5" in backbone.takes
-    ],
-)
-def test_backbone_interface(name, dc5):
-    row = models.BACKBONES[name]
-    taken = {*row.takes, *(("act",) if row.acts else ())}
-    assert taken <= inspect.signature(row.build).parameters.keys()
-    with torch.device("meta"):
-        backbone = row.build(**({"dc5": True} if dc5 else {}))
-        maps = backbone(torch.empty(1, 3, 64, 96))
-    assert [x.shape[1] for x in maps] == list(backbone.channels)
-    assert list(backbone.strides) == [8, 16, 16 if dc5 else 32]
-    assert [(64 // x.shape[2], 96 // x.shape[3]) for x in maps] == [
-        (s, s) for s in backbone.strides
-    ]
-    assert backbone.pixels.order in ("bgr", "rgb")
-    everything = dict(backbone.named_parameters())
-    assert len(trainable(backbone)) == len(everything)
-    if "frozen" in row.takes:
-        with torch.device("meta"):
-            assert 0 < len(trainable(row.build(frozen=True))) < len(everything)
-
-
-def kinds_within(module):
-    return {type(part) for part in module.modules()}
-
-
-@pytest.mark.parametrize("name", [name for name, row in models.BACKBONES.items() if row.acts])
-def test_learnt_activations_of_a_backbone(name):
-    for act, kind in (("acon", Acon), ("meta_acon", MetaAcon)):
-        with torch.device("meta"):
-            backbone = models.build_backbone(name, {"act": act})
-            maps = backbone(torch.empty(1, 3, 64, 96))
-        assert kind in kinds_within(backbone)
-        assert [x.shape[1] for x in maps] == list(backbone.channels)
-    with torch.device("meta"):
-        assert not {Acon, MetaAcon} & kinds_within(models.build_backbone(name, {"act": "own"}))
-
-
-@pytest.mark.parametrize("name", models.BACKBONES)
-def test_coordinate_attention_of_a_backbone(name):
-    row = models.BACKBONES[name]
-    if row.attends:
-        with pytest.raises(UserError, match=f"{name} has coordinate attention already"):
-            models.build_backbone(name, {"attention": "coord"})
-        return
-    with torch.device("meta"):
-        backbone = models.build_backbone(name, {"attention": "coord"})
-        maps = backbone(torch.empty(1, 3, 64, 96))
-        assert CoordAttention not in kinds_within(models.build_backbone(name, {}))
-    assert CoordAttention in kinds_within(backbone)
-    assert [x.shape[1] for x in maps] == list(backbone.channels)
 
 
 def test_models_that_cannot_be_built():

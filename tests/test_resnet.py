@@ -10,7 +10,8 @@ from torch import nn
 
 from models import resnet
 from models.backbone_weights import from_torchvision
-from models.layers import ConvBNAct, FrozenBN, FrozenConvBNAct, fuse
+from models.fusing import fuse
+from models.layers import ConvBNAct, FrozenBN, FrozenConvBNAct
 from models.optimize import _pack
 from recipes import RECIPES, with_flags
 from utils.errors import UserError

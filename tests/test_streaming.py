@@ -15,7 +15,7 @@ import recipes
 from cuda_ops import DCNv3
 from data.frames import videos_of
 from models import tiles
-from models.layers import fuse
+from models.fusing import fuse
 from models.optimize import LAYOUTS, PackedConv
 from tests.calls import Call
 from tests.detectors import CLASSES, SIZE, batch, build, score_layers, settled

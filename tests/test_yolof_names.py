@@ -166,6 +166,8 @@ def test_rules_of_the_seed():
     rules = convert.convert(named(state, "seed"))[1]["model"]
     assert rules == {
         "layout": "torchvision",
+        "act": "own",
+        "attention": "none",
         "dc5": True,
         "dilate_first": False,
         "frozen": True,

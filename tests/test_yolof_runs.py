@@ -236,7 +236,7 @@ REFUSED = [
     (
         "weights of another backbone",
         [*R18, "--backbone_weight", "nano.pth"],
-        ("nano.pth holds a model on cspdarknet-nano", "--backbone cspdarknet-nano"),
+        ("nano.pth holds a model on cspdarknet-nano", "on resnet18; give that name by --backbone"),
     ),
     (
         "options that the weights of a file do not have",

@@ -27,6 +27,14 @@ def test_the_l1_term_is_there_if_a_stage_asks_for_it(weights):
     assert losses["per_object"] == losses["positives"] / 6
 
 
+def test_objects_without_a_positive_are_counted():
+    images, targets = batch()
+    model = build("yolox-nano").train()
+    assert model.loss(images, targets)["unmatched"] == 0
+    targets["boxes"][0, 0] += 10_000  # far beyond the last cell
+    assert model.loss(images, targets)["unmatched"] == 1
+
+
 def test_bfloat16_keeps_small_far_boxes():
     model = build("yolox-nano").eval()
     images, targets = batch(1, size=640, content=(640, 640))

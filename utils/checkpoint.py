@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from utils.errors import UserError
 from utils.files import replace_file
+from utils.safetensors import read_safetensors
 from utils.unpickle import read_inert
 
 START = 16  # bytes that tell what kind of file it is
-FOREIGN = {
-    rb"\s*<": "is a web page, not a checkpoint: the download failed; fetch the file itself again",
-    rb".{3}\0{5}\{": "is a safetensors file; save its tensors with torch.save and name that file",
-}
+WEB_PAGE = re.compile(rb"\s*<")
+SAFETENSORS = re.compile(rb".{4}\0{4}\{", re.DOTALL)
 STATE_KEYS = ("ema", "model", "state_dict", "model_state", "params")
 
 
@@ -70,9 +69,13 @@ def read(path: str | Path) -> dict:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     if not start:
         raise UserError(f"{path} is empty; its writing or download was interrupted")
-    for mark, sentence in FOREIGN.items():
-        if re.match(mark, start, re.DOTALL):
-            raise UserError(f"{path} {sentence}")
+    if WEB_PAGE.match(start):
+        raise UserError(
+            f"{path} is a web page, not a checkpoint: the download failed; fetch the file itself "
+            "again"
+        )
+    if SAFETENSORS.match(start):
+        return read_safetensors(path)
     zipped = start.startswith(b"PK\x03\x04")
     if zipped and not zipfile.is_zipfile(path):
         raise UserError(f"{path} is cut off; its writing or download was interrupted")

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 FLAT_SHARE = 0.05  # of the run, at its end, keeps the cosine's least (YOLOX: 15 of 300 epochs)
-UNDECAYED = frozenset(("act", "attention"))  # modules of these names, and all within them
+# Parameters of these names, modules of these names, and all within them.
+UNDECAYED = frozenset(("act", "attention", "relative_position_bias_table"))
 FUSED_DEVICES = ("cpu", "cuda")  # MPS has a fused step too, which cannot be masked
 
 
@@ -23,8 +24,8 @@ def param_groups(model: nn.Module, weight_decay: float, part_lr: tuple = ()) -> 
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        *places, leaf = name.split(".")
-        kind = "bias" if leaf == "bias" else "norm"
+        places = name.split(".")
+        kind = "bias" if places[-1] == "bias" else "norm"
         if parameter.dim() > 1 and not UNDECAYED & set(places):
             kind = "weight"
         part = next((part for part, _ in part_lr if name.startswith(f"{part}.")), "")
