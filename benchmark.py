@@ -2,7 +2,8 @@
 
     python benchmark.py PART --help
 
-Each part says in its own help what it measures and how. `--flops` is the part flops.
+Each part says in its own help what it measures and how. Flags without a part are those of
+inference; `--flops` is the part flops.
 """
 
 import argparse
@@ -52,17 +53,25 @@ def parse_arguments(part: str, argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def part_of(argv: list[str]) -> tuple[str, list[str]]:
+    """(the part that a command names, its flags)."""
+    first, *rest = argv or ["help"]
+    name = {"-h": "help"}.get(first, first.removeprefix("--"))
+    if first.startswith("-") and name not in (*PARTS, "help"):
+        return "inference", argv
+    return name, rest
+
+
 def main():
-    part, *argv = sys.argv[1:] or ["--help"]
-    if part in ("-h", "--help"):
+    part, flags = part_of(sys.argv[1:])
+    if part == "help":
         say(__doc__.strip() + "\n\nPARTS")
         for name, module in PARTS.items():
             say(f"  {name:12s} {module.__doc__.splitlines()[0]}")
         return
-    part = part.removeprefix("--")
     if part not in PARTS:
         raise UserError(cli.unknown("part", part, PARTS))
-    PARTS[part].run(parse_arguments(part, argv))
+    PARTS[part].run(parse_arguments(part, flags))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,24 @@
-"""Time detection from decoded images to boxes, alone or in turn with the reference.
+"""Time detection by part, from image files to boxes; fps; in turn with the reference.
 
 python benchmark.py inference -v yolox-s --img_size 640 --half
+python benchmark.py inference -v yolox-nano --backbone resnet18 --no_fuse
 python benchmark.py inference --weight yolox_nano.pth --source dog.jpg --out bench.json
 PYTHONPATH=FOLDER_OF_YOLOX python benchmark.py inference --peer --weight yolox_nano.pth -v yolox-s
 
-Preprocessing is from BGR arrays to the network's input, forward is the network, postprocessing
-from its outputs to boxes in the images' pixels; the device is waited for after each. Without
---source the image is noise of 480 x 640; without --weight the weights are random and find nothing.
-With --peer both sides have the same weights, and the sides are taken in turn.
+Decoding is from a file's bytes to a BGR array, preprocessing from there to the network's input,
+forward is the network, postprocessing from its outputs to boxes in the image's pixels; the device
+is waited for after each. fps is images by the seconds of forward and postprocessing, as TinyDet
+counts it; images/s is of all parts. Models are timed as models.optimize makes them, unless --fuse,
+--no_fuse or --compile asks for another form. Without --source the image is noise of 480 x 640;
+without --weight the weights are random and find nothing. A model that remembers sees each image
+as the first of its film. With --peer both sides have the same weights, get decoded images and are
+taken in turn.
 """
 
 import argparse
+import copy
 import json
-import statistics
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,22 +26,26 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from torch import nn
 
 import models
 import recipes
-from benchmarks.turns import in_turn, missing_peer
-from models import yolox_names
+from benchmarks import inference_peer
+from benchmarks.named import recipe_of
+from benchmarks.turns import in_turn
+from models.optimize import half_dtype
 from utils import cli
 from utils.classes import COCO_CLASSES
+from utils.columns import aligned
 from utils.errors import UserError
-from utils.image import fit_ratio, is_square, read_image
+from utils.image import decoded, is_square
 from utils.log import say
 from utils.stopwatch import peak_memory_mb
 
-STAGES = ("preprocess", "forward", "postprocess")
+PARTS = ("decode", "preprocess", "forward", "postprocess")
 DEFAULT = ("yolox-nano", "yolox-s")
 NOISE_HW = (480, 640)
+
+File = tuple[str, bytes]  # an image file's name and what is in it
 
 
 def add_flags(parser: cli.Parser):
@@ -49,6 +57,7 @@ def add_flags(parser: cli.Parser):
         metavar="NAME",
         help=f"models with random weights ({' '.join(DEFAULT)}; none with --weight)",
     )
+    parser.add_argument("--backbone", metavar="NAME", help="another backbone under those of -v")
     cli.add_size_flags(parser)
     parser.add_argument("--source", nargs="+", metavar="FILE", help="images (one of noise)")
     parser.add_argument("--conf", type=cli.real(0, 1), default=0.25, help="least score (0.25)")
@@ -57,7 +66,12 @@ def add_flags(parser: cli.Parser):
         "-bs", "--batch_size", type=cli.whole(1), default=1, metavar="N", help="images (1)"
     )
     parser.add_argument("--half", action="store_true", help="bfloat16 or float16, if there is one")
-    parser.add_argument("--plain", action="store_true", help="the model as it is trained")
+    cli.add_switch(
+        parser, "fuse", "batch norms folded alone; as trained (as models.optimize makes it)"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="the network by torch.compile (folded, too)"
+    )
     parser.add_argument(
         "--threads", type=cli.whole(1), metavar="N", help="threads of the CPU (one a core)"
     )
@@ -65,7 +79,11 @@ def add_flags(parser: cli.Parser):
         "--num", type=cli.whole(1), default=50, metavar="N", help="timed batches (50)"
     )
     parser.add_argument(
-        "--warmup", type=cli.whole(1), default=5, metavar="N", help="untimed batches before (5)"
+        "--warmup",
+        type=cli.whole(1),
+        default=5,
+        metavar="N",
+        help="untimed batches before; each batch is at least one of them (5)",
     )
     parser.add_argument(
         "--peer", action="store_true", help="in turn with the package yolox, found by PYTHONPATH"
@@ -75,39 +93,43 @@ def add_flags(parser: cli.Parser):
 
 
 class Side:
-    """One way from images to boxes, as three functions; each takes what the one before returned."""
+    """One way from images to boxes, as functions of `PARTS` in their order, or without decoding;
+    each takes what the one before returned."""
 
-    def __init__(self, stages: tuple[Callable, Callable, Callable], dtype: str, device):
-        self.stages, self.dtype, self.device = stages, dtype, device
-        self.seconds: list[list[float]] = []
+    def __init__(self, parts: dict[str, Callable], dtype: torch.dtype, device: torch.device):
+        self.parts, self.device = parts, device
+        self.dtype = str(dtype).removeprefix("torch.")
+        self.seconds: list[dict[str, float]] = []
         self.input_hw, self.detections = (0, 0), 0
 
     @torch.inference_mode()
-    def run(self, images: list[np.ndarray], timed: bool):
-        value, laps = images, []
-        for stage in self.stages:
+    def run(self, images: list, timed: bool):
+        value, laps = images, {}
+        for name, part in self.parts.items():
             start = time.perf_counter()
-            value = stage(value)
+            value = part(value)
             synchronize(self.device)
-            laps.append(time.perf_counter() - start)
-            if stage is self.stages[0]:
+            laps[name] = time.perf_counter() - start
+            if name == "preprocess":
                 self.input_hw = tuple(value[0].shape[-2:])
         self.detections = sum(len(found) for found in value)
         if timed:
             self.seconds.append(laps)
 
     def numbers(self, batch_size: int) -> dict:
-        """Milliseconds a batch of each stage and of all, and images a second."""
-        stages = dict(zip(STAGES, zip(*self.seconds, strict=True), strict=True))
-        stages["all"] = [sum(laps) for laps in self.seconds]
-        result = {name: _statistics(seconds) for name, seconds in stages.items()}
-        ends = {"forward": slice(1, 2), "forward_postprocess": slice(1, 3), "all": slice(0, 3)}
-        result["images_per_second"] = {
-            name: round(batch_size / statistics.median(sum(laps[part]) for laps in self.seconds), 2)
-            for name, part in ends.items()
+        """Milliseconds a batch of each part and of all, and images a second."""
+        parts = {name: [laps[name] for laps in self.seconds] for name in self.parts}
+        parts["all"] = [sum(laps.values()) for laps in self.seconds]
+        images = batch_size * len(self.seconds)
+        network = sum(parts["forward"]) + sum(parts["postprocess"])
+        return {
+            "dtype": self.dtype,
+            "input_hw": self.input_hw,
+            "detections": self.detections,
+            **{name: _statistics(seconds) for name, seconds in parts.items()},
+            "fps": round(images / network, 2),
+            "images_per_second": round(images / sum(parts["all"]), 2),
         }
-        known = {"dtype": self.dtype, "input_hw": self.input_hw, "detections": self.detections}
-        return {**known, **result}
 
 
 def synchronize(device: torch.device):
@@ -123,8 +145,15 @@ def _statistics(seconds) -> dict[str, float]:
     return {name: round(float(value), 3) for name, value in found.items()}
 
 
-def own_side(model: models.Detector, square: bool = False) -> Side:
+def decode(files: list[File]) -> list[np.ndarray]:
+    return [decoded(data, name) for name, data in files]
+
+
+def own_side(
+    model: models.Detector, *, square: bool, decodes: bool = False, compiled: bool = False
+) -> Side:
     """Ours, with the padding of the reference (`square`) or the smallest."""
+    network = torch.compile(model.network, dynamic=False) if compiled else model.network
 
     def preprocess(images):
         model.square = square  # two sides may share a model
@@ -133,81 +162,55 @@ def own_side(model: models.Detector, square: bool = False) -> Side:
 
     def forward(value):
         filled, images = value
-        return model.network(filled), filled, images
+        return network(filled), filled, images
 
     def postprocess(value):
         outputs, filled, images = value
         found = model.restore(model.detections(outputs, filled), images)
         return [image["boxes"] for image in found]
 
-    dtype = str(model.pixel_mean.dtype).removeprefix("torch.")
-    return Side((preprocess, forward, postprocess), dtype, model.pixel_mean.device)
+    parts = {"decode": decode} if decodes else {}
+    parts |= {"preprocess": preprocess, "forward": forward, "postprocess": postprocess}
+    return Side(parts, model.pixel_mean.dtype, model.pixel_mean.device)
 
 
-def peer_side(model: models.Detector, version: str) -> Side:
-    """The reference's eager model with the weights of ours, its preprocessing as in its demo."""
-    try:
-        from yolox.data.data_augment import ValTransform
-        from yolox.exp.build import get_exp_by_name
-        from yolox.utils import postprocess as peer_postprocess
-    except ImportError as error:
-        raise missing_peer("yolox 0.3.0", error) from error
-    warnings.filterwarnings("ignore", message=".*(torch.cuda.amp|CUDA is not available|meshgrid).*")
-    reference = get_exp_by_name(version)
-    reference.num_classes = len(model.classes)
-    network = _with_weights(reference.get_model().eval(), model.state_dict())
-    device = model.pixel_mean.device
-    network.to(device)
-    transform = ValTransform(legacy=False)
-
-    def preprocess(images):
-        arrays = [transform(image, None, model.sides)[0] for image in images]
-        return torch.from_numpy(np.stack(arrays)).float().to(device), images
-
-    def forward(value):
-        batch, images = value
-        return network(batch), images
-
-    def postprocess(value):
-        outputs, images = value
-        limits = len(model.classes), model.conf, model.nms
-        found = []
-        for rows, image in zip(peer_postprocess(outputs, *limits), images, strict=True):
-            rows = torch.zeros(0, 7) if rows is None else rows
-            found.append(rows[:, :4] / fit_ratio(image.shape[:2], model.sides))
-        return found
-
-    return Side((preprocess, forward, postprocess), "float32", device)
+def asked_form(model: models.Detector, args: argparse.Namespace) -> tuple[str, models.Detector]:
+    """(its name, the model) in the form that the flags ask for."""
+    if args.fuse is None and not args.compile:
+        return "optimized", models.optimize(model, half=args.half)
+    name = "as trained" if args.fuse is False else "folded"
+    model = copy.deepcopy(model) if args.fuse is False else models.fuse(model)
+    if args.half:
+        model = model.to(half_dtype(model.pixel_mean.device))
+    if args.fuse is not False:
+        model = model.to(memory_format=torch.channels_last)
+    return f"{name}, compiled" if args.compile else name, model
 
 
-def _with_weights(network: nn.Module, state: dict) -> nn.Module:
-    """The reference's network with weights given under our names."""
-    theirs = list(network.state_dict())
-    ours = yolox_names.to_ours(dict(zip(theirs, theirs, strict=True)))  # our name -> theirs
-    network.load_state_dict({name: state[own] for own, name in ours.items()})
-    return network
+def peer_sides(model: models.Detector, version: str) -> dict[str, Side]:
+    """The reference and all forms of ours, which get decoded images."""
+    if not is_square(model.sides):
+        raise UserError(f"--peer takes square images; {version} needs --img_size for that")
+    exact, half = models.optimize(model), models.optimize(model, half=True)
+    parts = inference_peer.parts(model, version)
+    sides = {
+        "reference": Side(parts, torch.float32, model.pixel_mean.device),
+        "plain": own_side(model, square=True),
+        "optimized, same padding": own_side(exact, square=True),
+        "optimized, least padding": own_side(exact, square=False),
+    }
+    if half.pixel_mean.dtype != exact.pixel_mean.dtype:
+        sides["half, same padding"] = own_side(half, square=True)
+        sides["half, least padding"] = own_side(half, square=False)
+    return sides
 
 
 def sides_of(model: models.Detector, version: str, args: argparse.Namespace) -> dict[str, Side]:
     """What is timed of a model, by name; the first is what the others are compared with."""
-    if not args.peer:
-        if not args.plain:
-            model = models.optimize(model, half=args.half)
-        name = "plain" if args.plain else "optimized"
-        return {name: own_side(model, square=model.square)}
-    if not is_square(model.sides):
-        raise UserError(f"--peer takes square images; {version} needs --img_size for that")
-    exact, half = models.optimize(model), models.optimize(model, half=True)
-    sides = {
-        "reference": peer_side(model, version),
-        "plain": own_side(model, square=True),
-        "optimized, same padding": own_side(exact, square=True),
-        "optimized, least padding": own_side(exact),
-    }
-    if half.pixel_mean.dtype != exact.pixel_mean.dtype:
-        sides["half, same padding"] = own_side(half, square=True)
-        sides["half, least padding"] = own_side(half)
-    return sides
+    if args.peer:
+        return peer_sides(model, version)
+    name, model = asked_form(model, args)
+    return {name: own_side(model, square=model.square, decodes=True, compiled=args.compile)}
 
 
 def detectors(args: argparse.Namespace) -> list[tuple[str, models.Detector]]:
@@ -219,32 +222,39 @@ def detectors(args: argparse.Namespace) -> list[tuple[str, models.Detector]]:
         model = opened.build(**cli.sides_of(args), **limits)
         found.append((opened.recipe["version"], model))
     for name in args.version or (() if args.weight else DEFAULT):
-        if name not in recipes.RECIPES:
-            raise UserError(cli.unknown("model", name, recipes.RECIPES))
-        recipe = recipes.RECIPES[name]
+        recipe = recipe_of(name, args.backbone)
         recipe = recipes.with_sides(recipe, *models.asked_size(recipe, **cli.sides_of(args)))
         torch.manual_seed(0)
         model = models.build_model(replace(recipe, **limits), COCO_CLASSES)
-        found.append((f"{name}*", model.eval()))
+        found.append((f"{recipe.version}*", model.eval()))
     return found
 
 
-def pictures(args: argparse.Namespace) -> list[list[np.ndarray]]:
-    """Batches of the given images, repeated until each batch is full."""
+def pictures(args: argparse.Namespace) -> list[list[File]]:
+    """Batches of the given images' files, repeated until each batch is full."""
     if args.source:
-        images = [read_image(path) for path in args.source]
+        files = [(path, _bytes_of(path)) for path in args.source]
     else:
         noise = np.random.default_rng(0).integers(0, 256, (15, 20, 3), np.uint8)
-        images = [cv2.resize(noise, NOISE_HW[::-1], interpolation=cv2.INTER_CUBIC)]
+        noise = cv2.resize(noise, NOISE_HW[::-1], interpolation=cv2.INTER_CUBIC)
+        files = [("noise.jpg", cv2.imencode(".jpg", noise)[1].tobytes())]
     size = args.batch_size
-    images = images * size  # cut into as many batches as there are images, none of them short
-    return [images[start : start + size] for start in range(0, len(images), size)]
+    files = files * size  # cut into as many batches as there are images, none of them short
+    return [files[start : start + size] for start in range(0, len(files), size)]
+
+
+def _bytes_of(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"--source {path}: cannot be read ({error.strerror})") from None
 
 
 def timed(sides: dict[str, Side], batches: list, args: argparse.Namespace):
     """Every side sees every batch as often as the others."""
     for side in sides.values():
-        for turn in range(args.warmup):
+        # What is laid out, or compiled, for a size of image is so before the clock runs.
+        for turn in range(max(args.warmup, min(len(batches), args.num))):
             side.run(batches[turn % len(batches)], timed=False)
     for taken, name in enumerate(in_turn(sides, args.num)):
         turn = taken // len(sides)
@@ -252,41 +262,66 @@ def timed(sides: dict[str, Side], batches: list, args: argparse.Namespace):
 
 
 def run(args: argparse.Namespace):
-    if args.peer and (args.half or args.plain):
-        raise UserError("--peer times all forms of a model; leave out --half and --plain")
+    if args.peer and (args.half or args.compile or args.fuse is not None):
+        raise UserError(
+            "--peer times several forms of a model; leave out --half, --compile, --fuse, --no_fuse"
+        )
+    if args.backbone and not args.version:
+        raise UserError("--backbone goes under the models of -v; name one, as in -v yolox-nano")
     if args.threads:
         torch.set_num_threads(args.threads)
     device = cli.pick_device(args)
     batches, found = pictures(args), detectors(args)
+    if args.peer:
+        batches = [decode(files) for files in batches]
     results = []
-    say(
-        f"{'model':14s} {'side':25s} {'dtype':9s} {'input':>9s} {'pre':>7s} {'forward':>8s} "
-        f"{'post':>6s} {'all':>8s} {'p95':>8s} {'images/s':>8s} {'ratio':>6s} {'found':>5s}"
-    )
     for version, model in found:
-        sides = sides_of(model.to(device), version.removesuffix("*"), args)
+        name = version.removesuffix("*")
+        sides = sides_of(model.to(device), name, args)
+        if args.compile:
+            say(f"{name}: compiled in {_compile_seconds(sides, batches):.0f} s")
         timed(sides, batches, args)
-        base = None
-        for name, side in sides.items():
-            numbers = side.numbers(args.batch_size)
-            base = base or numbers["all"]["median"]
-            results.append({"model": version, "side": name, **numbers})
-            say(_row(results[-1], base))
-    say(f"medians and p95 (of all) in ms of {args.num} batches of {args.batch_size}")
+        results += [
+            {"model": version, "form": form, **side.numbers(args.batch_size)}
+            for form, side in sides.items()
+        ]
+    for line in table(results):
+        say(line)
+    say(f"ms: medians of {args.num} batches of {args.batch_size}, and mean and p95 of all parts")
     if any(result["model"].endswith("*") for result in results):
         say("* random weights: nothing is found, so postprocessing is at its least")
     if args.out:
         _write(args, device, results)
 
 
-def _row(result: dict, base: float) -> str:
-    pre, forward, post, whole = (result[name]["median"] for name in (*STAGES, "all"))
-    size = "x".join(map(str, result["input_hw"]))
-    return (
-        f"{result['model']:14s} {result['side']:25s} {result['dtype']:9s} {size:>9s} {pre:7.2f} "
-        f"{forward:8.2f} {post:6.2f} {whole:8.2f} {result['all']['p95']:8.2f} "
-        f"{result['images_per_second']['all']:8.1f} {base / whole:6.2f} {result['detections']:5d}"
-    )
+def _compile_seconds(sides: dict[str, Side], batches: list) -> float:
+    """Seconds of the first batch through a network that is compiled then."""
+    start = time.perf_counter()
+    try:
+        for side in sides.values():
+            side.run(batches[0], timed=False)
+    except RuntimeError as error:  # of the compiler, in any of its stages
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"--compile: torch.compile fails here ({reason}); leave it out") from error
+    return time.perf_counter() - start
+
+
+def table(results: list[dict]) -> list[str]:
+    """A line for each result, in columns; ratios are to the first form of the same model."""
+    rows = [[*"model form dtype input".split(), *PARTS, *"all mean p95 fps images/s".split()]]
+    several = len({result["form"] for result in results}) > 1
+    rows[0] += [*(("ratio",) if several else ()), "found"]
+    base = {}
+    for result in results:
+        whole = result["all"]["median"]
+        ratio = base.setdefault(result["model"], whole) / whole
+        size = "x".join(map(str, result["input_hw"]))
+        rows.append([result["model"], result["form"], result["dtype"], size])
+        rows[-1] += [f"{result[part]['median']:.2f}" if part in result else "-" for part in PARTS]
+        rows[-1] += [f"{result['all'][name]:.2f}" for name in ("median", "mean", "p95")]
+        rows[-1] += [f"{result['fps']:.1f}", f"{result['images_per_second']:.1f}"]
+        rows[-1] += [*((f"{ratio:.2f}",) if several else ()), str(result["detections"])]
+    return aligned(rows, texts=3)
 
 
 def _write(args: argparse.Namespace, device: torch.device, results: list[dict]):

@@ -11,9 +11,6 @@ detections on the built-in set.
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -23,12 +20,11 @@ import cv2
 
 import data
 import models
+from docs.runs import finished, launch
 from utils import cli, vis
-from utils.errors import UserError
 from utils.image import read_image
 from utils.log import say
 
-TRAIN = Path(__file__).parents[1] / "train.py"
 SEEDS = (1, 2, 3)
 COMMON = "--num_workers 0 --device cpu --eval_epoch 1000"
 # What a row is compared with has the same clips in the same order, or the same number of frames.
@@ -80,20 +76,8 @@ def one_class(folder: Path, parent: Path) -> list[str]:
 
 def train(save_folder: Path, flags: list[str]) -> dict[str, float]:
     """The numbers of a run, trained where it is missing."""
-    if not finished(save_folder):
-        save_folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, str(TRAIN), *flags, "--save_folder", str(save_folder)]
-        with open(save_folder / "output.txt", "w") as output:
-            threads = os.environ | {"OMP_NUM_THREADS": "1"}  # of two trainings wait actively
-            done = subprocess.run(command, stdout=output, stderr=output, env=threads)
-        if done.returncode:
-            raise UserError(f"a training ended with {done.returncode}; see {output.name}")
-    return json.loads(finished(save_folder)[0].read_text())
-
-
-def finished(save_folder: Path) -> list[Path]:
-    """The numbers of the runs that have come to their end."""
-    return sorted(save_folder.glob("*/*/*/metrics.json"))
+    folder = launch("train.py", save_folder, flags, one_thread=True)
+    return json.loads((folder / "metrics.json").read_text())
 
 
 def line(name: str, runs: list[dict[str, float]]) -> str:
@@ -122,7 +106,7 @@ def picture(folders: dict[str, Path], root: str):
         image, boxes = large(frame, truth["boxes"])
         rows[0].append(vis.draw_truth(image, boxes, truth["labels"], records.classes))
     for folder in folders.values():
-        model = models.load(finished(folder)[0].with_name("best.pth"), conf=SCORE)
+        model = models.load(finished(folder)[0] / "best.pth", conf=SCORE)
         rows.append([])
         for frame, found in zip(frames, model.detect_video(frames), strict=True):
             image, boxes = large(frame, found["boxes"])

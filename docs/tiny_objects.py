@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from statistics import mean
 
-from utils import cli
+from utils import cli, history
 from utils.errors import UserError
 from utils.log import say
 
@@ -54,8 +54,7 @@ def train(parent: Path, root: str, epochs: int, loss: str, cost: str, seed: int)
 def numbers_of(folder: Path) -> dict[str, float]:
     """A run's numbers, and the share of positives that missed their box in its second half."""
     metrics = json.loads((folder / "metrics.json").read_text())
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    shares = [line["disjoint"] for line in lines if line["mode"] == "train"]
+    shares = [line["disjoint"] for line in history.read(folder).training]
     found = {name: metrics[name] for name in NUMBERS}
     return found | {"first": mean(shares[:3]), "later": mean(shares[len(shares) // 2 :])}
 

@@ -9,18 +9,15 @@ where it was. Of a finished run the weights, half a gigabyte, are deleted.
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
 
-from utils import cli
+from docs.runs import launch
+from utils import cli, history
 from utils.errors import UserError
 from utils.log import say
 
-TRAIN = Path(__file__).parents[1] / "train.py"
 SEEDS = (1, 2, 3)
 COMMON = (
     "-d voc -v yolof-r18-c5 --no_pretrained --img_size 256 --batch_size 2 --limit 200 --epochs 3 "
@@ -82,11 +79,11 @@ def parse_arguments() -> argparse.Namespace:
 def train(parent: Path, root: str, name: str, seed: int) -> Path:
     """The folder of a finished run without its weights, trained where it is missing."""
     save_folder = parent / name.replace(" ", "_").replace(",", "") / str(seed)
-    if not finished(save_folder):
-        launch(save_folder, [*flags_of(name, seed), "--root", root])
-    for weights in save_folder.glob("voc/yolof-r18-c5/*/*.pth"):
+    flags = [*flags_of(name, seed), "--root", root]
+    folder = launch("train.py", save_folder, flags, one_thread=True)
+    for weights in save_folder.glob("*/*/*/*.pth"):
         weights.unlink()
-    return finished(save_folder)[0]
+    return folder
 
 
 def flags_of(name: str, seed: int) -> list[str]:
@@ -94,31 +91,10 @@ def flags_of(name: str, seed: int) -> list[str]:
     return f"{COMMON} {ROWS[name]} --seed {seed}".split()
 
 
-def finished(save_folder: Path) -> list[Path]:
-    """The folders of the runs that have come to their end."""
-    return [path.parent for path in sorted(save_folder.glob("voc/yolof-r18-c5/*/metrics.json"))]
-
-
-def launch(save_folder: Path, flags: list[str]):
-    """One training; what it says goes to a file. A UserError if it fails."""
-    command = [sys.executable, str(TRAIN), *flags]
-    save_folder.mkdir(parents=True, exist_ok=True)
-    with open(save_folder / "output.txt", "w") as output:
-        done = subprocess.run(
-            [*command, "--save_folder", str(save_folder)],
-            stdout=output,
-            stderr=output,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},  # threads of two trainings wait actively
-        )
-    if done.returncode:
-        raise UserError(f"a training ended with {done.returncode}; see {output.name}")
-
-
 def numbers_of(folder: Path) -> dict[str, float]:
     """A run's numbers, and how many objects of a batch had no positive in its second half."""
     metrics = json.loads((folder / "metrics.json").read_text())
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    unmatched = [line["unmatched"] for line in lines if line["mode"] == "train"]
+    unmatched = [line["unmatched"] for line in history.read(folder).training]
     found = {name: metrics[name] for name in ("AP", "AP50")}
     return found | {"unmatched": mean(unmatched[len(unmatched) // 2 :])}
 

@@ -10,7 +10,8 @@ import pytest
 import recipes
 import train as train_script
 from docs import yolof_switches
-from docs.yolof_switches import ROWS, finished, flags_of, numbers_of, row, train
+from docs.runs import finished
+from docs.yolof_switches import ROWS, flags_of, numbers_of, row, train
 from utils.errors import UserError
 
 
@@ -66,7 +67,7 @@ def test_a_run_is_trained_once_and_its_weights_do_not_stay(monkeypatch, tmp_path
             write_run(folder / "voc" / "yolof-r18-c5" / "1")
         return SimpleNamespace(returncode=code)
 
-    monkeypatch.setattr(yolof_switches.subprocess, "run", run)
+    monkeypatch.setattr("docs.runs.subprocess.run", run)
     monkeypatch.chdir(tmp_path)  # train.py is found from anywhere
     for _ in range(2):
         folder = train(tmp_path, "set", "sgd, accumulate 4", 3)
@@ -80,11 +81,13 @@ def test_a_run_is_trained_once_and_its_weights_do_not_stay(monkeypatch, tmp_path
 
 
 def test_the_table_says_what_is_compared(monkeypatch, capsys, tmp_path):
-    def launch(save_folder, _flags):
-        write_run(save_folder / "voc" / "yolof-r18-c5" / "1")
+    def launch(_script, save_folder, _flags, **_options):
+        folder = save_folder / "voc" / "yolof-r18-c5" / "1"
+        write_run(folder)
         if save_folder.parent.name == "sgd":
             found = {"AP": 0.125, "AP50": 0.5}
-            (finished(save_folder)[0] / "metrics.json").write_text(json.dumps(found))
+            (folder / "metrics.json").write_text(json.dumps(found))
+        return folder
 
     monkeypatch.setattr(yolof_switches, "launch", launch)
     flags = ["--root", "set", "--save_folder", str(tmp_path), "--only", "official", "sgd"]

@@ -38,6 +38,11 @@ def read_image(path, reduce=1):
         data = Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    return decoded(data, path, reduce)
+
+
+def decoded(data, path, reduce=1):
+    """What `read_image` returns, of a file's content; `path` is what its errors name."""
     header = _read_header(io.BytesIO(data), path)
     # Rotated by this module, so that probe_image and every OpenCV release agree on the size.
     reduce = reduce if data.startswith(_JPEG_START) else 1
