@@ -397,7 +397,8 @@ def fit(
 ) -> Position:
     """Trains `model` through the recipe's stages (one loader each); keeps last.pth and best.pth.
 
-    `evaluation(model, stop)` gives a filled evaluator. `saved` is a checkpoint to go on from;
+    `evaluation(model, stop)` gives a filled evaluator, whose `main` are the names of its numbers
+    that are printed; best.pth has the highest of the first. `saved` is a checkpoint to go on from;
     `extra` (recipe, class names) is stored in each one.
     """
     per_epoch = [
@@ -439,12 +440,14 @@ def fit(
                 due = (position.epoch + 1) % recipe.eval_every == 0
                 if due or position.epoch + 1 == len(per_epoch):
                     save()
-                    _evaluate_and_keep(trainer, evaluation, folder, log, stop, extra or {})
+                    best_of = _evaluate_and_keep(
+                        trainer, evaluation, folder, log, stop, extra or {}
+                    )
                 position.epoch, position.step = position.epoch + 1, 0
                 save(finished=position.epoch == len(per_epoch))
                 waited = position.epoch - max(position.best_epoch, 0)
                 if due and recipe.patience and waited >= recipe.patience:
-                    log.say(f"no better AP for {recipe.patience} epochs: the run ends here")
+                    log.say(f"no better {best_of} for {recipe.patience} epochs: the run ends here")
                     save(finished=True)
                     return position
             loader.close()
@@ -461,23 +464,26 @@ def _foretell(trainer: Trainer, seconds: float, log: RunLog):
         log.show(f"an epoch takes {seconds:.0f} s: about {span} for the other {left} (--epochs)")
 
 
-def _evaluate_and_keep(trainer, evaluation, folder, log, stop, extra):
-    """Evaluates, records the numbers, and writes best.pth if the AP is the best so far."""
+def _evaluate_and_keep(trainer, evaluation, folder, log, stop, extra) -> str:
+    """Evaluates, records the numbers, and writes best.pth if the first of the main ones is the best
+    so far; returns its name."""
     position = trainer.position
     dist.broadcast(list(trainer.evaluated.buffers()))  # each rank averaged its own statistics
-    metrics = evaluation(trainer.evaluated, stop).compute()
+    evaluator = evaluation(trainer.evaluated, stop)
+    metrics, first = evaluator.compute(), evaluator.main[0]
     numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
     at = {"mode": "val", "epoch": position.epoch + 1, "step": position.update}
     log.record({**at, **{name: round(value, 6) for name, value in numbers.items()}})
     log.scalars(position.update, numbers)
-    better = numbers["AP"] > position.best
+    better = numbers[first] > position.best
     if better:
-        position.best, position.best_epoch = numbers["AP"], position.epoch + 1
+        position.best, position.best_epoch = numbers[first], position.epoch + 1
         if dist.is_main():
             content = {"model": trainer.evaluated.state_dict(), "epoch": position.epoch + 1}
             checkpoint.save(folder / "best.pth", {**content, "metrics": numbers, **extra})
+    shown = ", ".join(f"{name} {numbers[name]:.4f}" for name in evaluator.main)
     log.say(
-        f"epoch {position.epoch + 1}: loss {position.loss:.4g}, AP {numbers['AP']:.4f}, "
-        f"AP50 {numbers['AP50']:.4f}"
+        f"epoch {position.epoch + 1}: loss {position.loss:.4g}, {shown}"
         + (" (best so far)" if better else f" (best {position.best:.4f} at {position.best_epoch})")
     )
+    return first

@@ -3,11 +3,15 @@
 python eval.py --weight runs/synthetic/yolox-nano/1/best.pth
 python eval.py -d coco --root PATH --weight yolox_s.pth --out detections.json
 python eval.py -d voc --root PATH --results detections.json
+python eval.py --weight runs/voc/yolox-s/1/best.pth --analyze report.html
 torchrun --nproc_per_node 4 eval.py -d coco --root PATH --weight yolox_s.pth
 """
 
 import argparse
 import math
+import shlex
+import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +20,7 @@ import engine
 import models
 from data.faults import name_some
 from data.films import Images
+from report import PAGE, write_report
 from utils import cli, coco_results, dist
 from utils.errors import UserError
 from utils.evaluator import Evaluator
@@ -68,6 +73,13 @@ def parse_arguments() -> argparse.Namespace:
     numbers.add_argument(
         "--out", metavar="FILE.json", help="write the detections there, as COCO results"
     )
+    numbers.add_argument(
+        "--analyze",
+        nargs="?",
+        const=PAGE,
+        metavar="FILE.html",
+        help=f"write a page of curves, errors and the worst images ({PAGE})",
+    )
     running = parser.add_argument_group("running")
     running.add_argument(
         "-bs",
@@ -115,6 +127,22 @@ def check(args: argparse.Namespace):
         raise UserError(f"--areas: {', '.join(names)} are not different names")
     cli.sides_of(args)
     check_out(args)
+    check_page(args)
+
+
+def check_page(args: argparse.Namespace):
+    """Raises UserError if --analyze names no file that can be written."""
+    if args.analyze is None:
+        return
+    path = Path(args.analyze)
+    if path.suffix not in (".html", ".htm"):
+        raise UserError(
+            f"--analyze {path}: a page is written; name it {path.stem or 'report'}.html"
+        )
+    if path.is_dir():
+        raise UserError(f"--analyze {path} is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise UserError(f"--analyze {path}: there is no folder {path.parent}; make it first")
 
 
 def check_out(args: argparse.Namespace):
@@ -217,6 +245,21 @@ def report(evaluator: Evaluator, records, args: argparse.Namespace, notes: list[
         say(f"note: {note}")
 
 
+def write_page(evaluator: Evaluator, records, args: argparse.Namespace, scored: str):
+    """The page; of weights in a run's folder with the training's curves."""
+    packages = ", ".join(f"{name} {version}" for name, version in cli.package_versions().items())
+    facts = {"scored": scored, "command": shlex.join(sys.argv), "packages": packages}
+    write_report(
+        args.analyze,
+        evaluator,
+        records,
+        title=f"{scored} on {args.dataset}, {args.split}",
+        read=Images().read,
+        folder=Path(args.weight).parent if args.weight else None,
+        facts=facts,
+    )
+
+
 def main():
     args = parse_arguments()
     check(args)
@@ -227,6 +270,9 @@ def main():
         if args.out:
             coco_results.write(args.out, evaluator.results())
             say(f"detections: {args.out}")
+        if args.analyze:
+            write_page(evaluator, records, args, scored)
+            say(f"page: {args.analyze}")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,7 @@ Everything a run makes lies in runs/DATASET/VERSION/N/.
 
 import argparse
 import json
-import os
-import platform
-import subprocess
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -26,11 +24,14 @@ from data.films import Images
 from data.streams import watched
 from models.detector import Detector
 from models.initial import initial_model
+from report import PAGE, write_report
 from utils import checkpoint, cli, dist, plot, run_folder, vis, vis_targets
+from utils.environment import environment
 from utils.errors import UserError
 from utils.evaluator import Evaluator
 from utils.interrupt import Interrupted
 from utils.log import RunLog, say
+from utils.training_flags import add_running_flags, add_training_flags, with_training_flags
 
 PUBLISHED_CONF = 0.001  # least score in the numbers that papers print
 SPLITS = ("train", "val")
@@ -65,56 +66,21 @@ def parse_arguments() -> argparse.Namespace:
 
     training = parser.add_argument_group("training (default: what the recipe says)")
     cli.add_size_flags(training)
-    training.add_argument(
-        "-bs", "--batch_size", type=cli.whole(1), metavar="N", help="images per process"
-    )
-    training.add_argument("--accumulate", type=cli.whole(1), metavar="N", help="batches per update")
-    training.add_argument("--epochs", type=cli.whole(1), metavar="N", help="epochs in all")
+    add_training_flags(training)
     training.add_argument(
         "--plain_epochs",
         type=cli.whole(0),
         metavar="N",
-        help="how many of them end the run un-augmented",
-    )
-    training.add_argument("--optimizer", choices=("sgd", "adamw"), help="sgd or adamw")
-    training.add_argument("--lr", type=cli.real(0), help="learning rate at the recipe's base batch")
-    training.add_argument(
-        "--warmup_epochs", type=cli.real(0), metavar="N", help="epochs of warm-up"
-    )
-    training.add_argument(
-        "--grad_clip", type=cli.real(0), metavar="NORM", help="0: gradients not clipped"
-    )
-    cli.add_switch(training, "amp", "mixed precision (where the processor computes in it)")
-    cli.add_switch(training, "ema", "moving average of the weights")
-    training.add_argument("--seed", type=cli.whole(0), help="same seed, same training")
-    training.add_argument(
-        "--eval_epoch", type=cli.whole(1), metavar="N", help="evaluate every N epochs"
-    )
-    training.add_argument(
-        "--patience",
-        type=cli.whole(0),
-        metavar="N",
-        help="end after N epochs without a better AP (0: never)",
+        help="how many epochs end the run un-augmented",
     )
 
     running = parser.add_argument_group("running")
-    cli.add_device_flags(running)
-    running.add_argument(
-        "--num_workers", type=cli.whole(0), metavar="N", help="processes that read images"
-    )
-    running.add_argument("--cache", action="store_true", help="keep all decoded images in memory")
-    running.add_argument(
-        "--resume", nargs="?", const="", metavar="RUN", help="go on: a run's folder (newest)"
-    )
-    running.add_argument(
-        "--save_folder", default="runs", metavar="DIR", help="parent of the runs (runs)"
-    )
+    add_running_flags(running, save_folder="runs")
     running.add_argument(
         "--vis_targets",
         action="store_true",
         help="draw and count what the matcher chooses in the first samples; no training",
     )
-    running.add_argument("--tfboard", action="store_true", help="TensorBoard files beside the log")
     cli.add_debug_flag(running)
     for family, kinds in recipes.FLAGS.items():
         cli.add_options(parser, family, kinds, recipes.PLAIN[family])
@@ -153,13 +119,13 @@ def named_weight(args: argparse.Namespace) -> models.Checkpoint | None:
     return models.read(args.weight) if args.weight else None
 
 
-def check_backbone_flags(args: argparse.Namespace, recipe: recipes.Recipe):
-    """Raises UserError for options that the recipe's backbone does not know."""
-    backbone = models.BACKBONES[recipe.backbone]
-    taken = {*backbone.takes, "attention", *(("act",) if backbone.acts else ())}
-    for name in sorted(models.OF_BACKBONE[recipe.detector] & args.given - taken):
+def check_backbone_flags(args: argparse.Namespace, backbone: str, options: frozenset[str]):
+    """Raises UserError for those of the backbone's `options` that this one does not know."""
+    row = models.BACKBONES[backbone]
+    taken = {*row.takes, "attention", *(("act",) if row.acts else ())}
+    for name in sorted(options & args.given - taken):
         if vars(args)[name]:
-            raise UserError(f"--{name} means nothing to {recipe.backbone}; leave it out")
+            raise UserError(f"--{name} means nothing to {backbone}; leave it out")
 
 
 def choose_recipe(
@@ -167,7 +133,7 @@ def choose_recipe(
 ) -> tuple[recipes.Recipe, frozenset[str]]:
     """The recipe of the version with the data set's changes and the flags; the fields they gave."""
     recipe = recipes.for_dataset(named_recipe(args, weight), args.dataset)
-    check_backbone_flags(args, recipe)
+    check_backbone_flags(args, recipe.backbone, models.OF_BACKBONE[recipe.detector])
     sides = cli.sides_of(args)
     if any(sides.values()):
         recipe = recipes.with_sides(recipe, *models.asked_size(recipe, **sides))
@@ -183,22 +149,9 @@ def choose_recipe(
         recipe = recipes.with_flags(recipe, given)
     except ValueError as error:
         raise UserError(str(error)) from None
-    averages = {None: None, True: recipe.ema_decay or recipes.EMA_DECAY, False: 0.0}
-    changes = {
-        "accumulate": args.accumulate,
-        "optimizer": args.optimizer,
-        "lr": args.lr,
-        "grad_clip": args.grad_clip,
-        "seed": args.seed,
-        "eval_every": args.eval_epoch,
-        "patience": args.patience,
-        "pretrained": args.pretrained,
-        "ema_decay": averages[args.ema],
-    }
-    changes = {name: value for name, value in changes.items() if value is not None}
-    recipe = replace(recipe, **changes)
-    if args.warmup_epochs is not None:
-        recipe = replace(recipe, schedule=replace(recipe.schedule, warmup=args.warmup_epochs))
+    recipe, changed = with_training_flags(recipe, args, recipes.EMA_DECAY)
+    if args.pretrained is not None:
+        recipe = replace(recipe, pretrained=args.pretrained)
     published = recipe.pretrained and not args.vis_targets  # looking needs no weights
     if not (args.weight or args.backbone_weight or published):
         if args.frozen and not args.vis_targets:
@@ -206,7 +159,7 @@ def choose_recipe(
         if args.freeze and not args.vis_targets:
             raise UserError("--freeze keeps weights as they were read, and none are read here")
         recipe = recipes.without_weights(recipe)
-    return recipe, frozenset(changes)
+    return recipe, changed
 
 
 def with_epochs(recipe: recipes.Recipe, epochs: int, plain: int | None) -> recipes.Recipe:
@@ -219,8 +172,11 @@ def with_epochs(recipe: recipes.Recipe, epochs: int, plain: int | None) -> recip
     return recipes.with_epochs(recipe, epochs, plain)
 
 
-def resume_recipe(args: argparse.Namespace, saved: dict, folder: Path) -> recipes.Recipe:
-    """The run's recipe, with --epochs and --lr if they are given; other changes are refused."""
+def resume_recipe(
+    args: argparse.Namespace, saved: dict, folder: Path, plain: int | None
+) -> recipes.Recipe:
+    """The run's recipe, with --epochs and --lr if they are given, `plain` of the epochs at its end
+    un-augmented; other changes are refused."""
     for name in sorted(args.given - FREE_ON_RESUME):
         raise UserError(f"--{name} cannot change when a run goes on; start a new one instead")
     try:
@@ -233,36 +189,14 @@ def resume_recipe(args: argparse.Namespace, saved: dict, folder: Path) -> recipe
     if wanted < done or (finished and wanted == done):
         raise UserError(f"{folder} has {done} epochs behind it; --epochs N with a larger N goes on")
     if args.epochs:
-        recipe = with_epochs(recipe, args.epochs, args.plain_epochs)
-    elif args.plain_epochs is not None:
+        recipe = with_epochs(recipe, args.epochs, plain)
+    elif plain is not None:
         raise UserError("--plain_epochs can change with --epochs only when a run goes on")
     if args.lr:
         recipe = replace(recipe, lr=args.lr)
     if args.patience is not None:
         recipe = replace(recipe, patience=args.patience)
     return recipe
-
-
-def environment() -> str:
-    """What the run ran on, for env.txt."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    commit = subprocess.run(
-        [*git, "describe", "--always", "--dirty"], capture_output=True, text=True
-    )
-    lines = [
-        f"python {platform.python_version()}, {platform.platform()}",
-        *(f"{name} {version}" for name, version in cli.package_versions().items()),
-        f"devices {torch.cuda.device_count()} CUDA, {os.cpu_count()} CPU cores",
-        f"commit {commit.stdout.strip() or 'unknown'}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def read_set(args: argparse.Namespace, split: str):
-    """The records of one split, every file of it checked."""
-    records = data.read(args.dataset, args.root, split, **cli.reader_options(args, split))
-    data.check_files(records)
-    return records
 
 
 def loader_of(
@@ -304,7 +238,7 @@ def plan(
     about recipe and weights)."""
     weight = named_weight(args)
     recipe, given = choose_recipe(args, weight)
-    sets = [read_set(args, split) for split in splits]
+    sets = [data.read_named(args, split) for split in splits]
     updates = recipes.updates_of(recipe, len(sets[0]), dist.world_size())
     recipe, said = recipes.fit_to_length(recipe, updates, given)
     model, about = initial_model(
@@ -331,31 +265,69 @@ class Start(NamedTuple):
     said: list[str]  # about recipe and weights
 
 
-def start(args: argparse.Namespace) -> Start:
-    """A new run, or the one to go on with; its folder is made when all else is there."""
-    if args.resume is None:
-        recipe, sets, model, said = plan(args)
-        parent = Path(args.save_folder) / args.dataset / recipe.version
-        folder = dist.from_main(lambda: run_folder.numbered(parent))
-        dist.from_main(lambda: run_folder.claim(folder))
-        return Start(folder, recipe, None, sets, model, said)
+def new_folder(parent: Path) -> Path:
+    """The folder of a new run, made and claimed."""
+    folder = dist.from_main(lambda: run_folder.numbered(parent))
+    dist.from_main(lambda: run_folder.claim(folder))
+    return folder
+
+
+def go_on(
+    args: argparse.Namespace, kinds: Collection[str], plain: int | None = None
+) -> tuple[Path, recipes.Recipe, dict, list[str]]:
+    """(folder, recipe, checkpoint, sentences) of the run to go on with, which trains one of these
+    kinds; others are refused. `plain` as in `resume_recipe`."""
     last = dist.from_main(lambda: run_folder.find(args.resume, args.save_folder))
     dist.from_main(lambda: run_folder.claim(last.parent))
     saved = dist.from_main(lambda: run_folder.read_last(last))
-    recipe = resume_recipe(args, saved, last.parent)
+    kind = saved["recipe"]["detector"]
+    if kind not in kinds:
+        command = f"pretrain.py {kind}" if kind in recipes.pretraining.OPTIONS else "train.py"
+        raise UserError(f"{last.parent} is a run of {command}; add --resume {last.parent} to that")
+    recipe = resume_recipe(args, saved, last.parent, plain)
     cli.keep_arguments(args, saved["arguments"])
     said = []
     if args.given & {"epochs", "lr"}:
         epochs = recipes.total_epochs(recipe)
         said = [f"schedule recomputed: {epochs} epochs, lr {recipe.lr:g} at the base batch"]
-    sets = [read_set(args, split) for split in SPLITS]
+    return last.parent, recipe, saved, said
+
+
+def start(args: argparse.Namespace) -> Start:
+    """A new run, or the one to go on with; its folder is made when all else is there."""
+    if args.resume is None:
+        recipe, sets, model, said = plan(args)
+        folder = new_folder(Path(args.save_folder) / args.dataset / recipe.version)
+        return Start(folder, recipe, None, sets, model, said)
+    folder, recipe, saved, said = go_on(args, models.DETECTORS, args.plain_epochs)
+    sets = [data.read_named(args, split) for split in SPLITS]
     model = models.build_model(recipe, sets[0].classes)  # its own weights follow
-    return Start(last.parent, recipe, saved, sets, model, said)
+    return Start(folder, recipe, saved, sets, model, said)
 
 
 def train(args: argparse.Namespace, device: torch.device) -> int:
     """One run from its first line to its pictures; returns the exit code."""
-    folder, recipe, saved, (train_set, val_set), model, said = start(args)
+    begun = start(args)
+    recipe, (train_set, val_set) = begun.recipe, begun.sets
+    loaders = [loader_of(train_set, recipe, args, device, stage) for stage in recipe.stages]
+    loader = loader_of(val_set, recipe, args, device, streams=begun.model.remembers)
+
+    def evaluation(candidate, stop=None) -> Evaluator:
+        evaluator = Evaluator(val_set, val_set.classes, val_set.category_ids)
+        return engine.evaluate(candidate, loader, evaluator, device=device, stop=stop)
+
+    def end(log: RunLog):
+        report(begun.folder, recipe, begun.sets, evaluation, device, log)
+
+    about = model_line(recipe)
+    return run("train.py", args, device, begun, about, loaders, [loader], evaluation, end)
+
+
+def run(command, args, device, begun: Start, about, loaders, judges, evaluation, end) -> int:
+    """A run of a command in its folder: what it says first (`about` the model), the training, what
+    it writes at its `end`, and how it is stopped; returns the exit code. `judges` are the loaders
+    of the evaluation."""
+    folder, recipe, saved, (train_set, val_set), model, said = begun
     log = RunLog(folder, main=dist.is_main(), tfboard=args.tfboard)
     if saved:
         log.cut(saved["log"])
@@ -365,7 +337,7 @@ def train(args: argparse.Namespace, device: torch.device) -> int:
         f"run: {folder}",
         f"train: {train_set.summary()}",
         f"val: {val_set.summary()}",
-        model_line(recipe),
+        about,
     ):
         tell(line)
     for sentence in said:
@@ -377,13 +349,6 @@ def train(args: argparse.Namespace, device: torch.device) -> int:
     }
     log.write("args.json", json.dumps(extra, indent=1) + "\n")
     log.write("env.txt", environment())
-    loaders = [loader_of(train_set, recipe, args, device, stage) for stage in recipe.stages]
-    loader = loader_of(val_set, recipe, args, device, streams=model.remembers)
-
-    def evaluation(candidate, stop=None) -> Evaluator:
-        evaluator = Evaluator(val_set, val_set.classes, val_set.category_ids)
-        return engine.evaluate(candidate, loader, evaluator, device=device, stop=stop)
-
     try:
         if not (saved and saved["finished"] and args.epochs is None):  # else the report is missing
             if dist.is_main():
@@ -400,20 +365,21 @@ def train(args: argparse.Namespace, device: torch.device) -> int:
                 saved=saved,
                 extra=extra,
             )
-        report(folder, recipe, val_set, evaluation, device, log)
+        end(log)
     except (Interrupted, KeyboardInterrupt) as interrupted:
         python = cli.python_command()
-        log.show(f"stopped and saved; go on with: {python} train.py --resume {folder}")
+        log.show(f"stopped and saved; go on with: {python} {command} --resume {folder}")
         return interrupted.exit_code if isinstance(interrupted, Interrupted) else 130
     finally:
-        for each in (*loaders, loader):
+        for each in (*loaders, *judges):
             each.close()
         log.close()
     return 0
 
 
-def report(folder: Path, recipe, val_set, evaluation, device: torch.device, log: RunLog):
+def report(folder: Path, recipe, sets, evaluation, device: torch.device, log: RunLog):
     """The best model's numbers at the published threshold, its pictures, and what to try next."""
+    val_set = sets[1]
     weights = dist.from_main(lambda: checkpoint.read(folder / "best.pth")["model"])
     model = models.build_model(replace(recipe, conf=PUBLISHED_CONF), val_set.classes).to(device)
     checkpoint.load_weights(model, weights)
@@ -444,7 +410,31 @@ def report(folder: Path, recipe, val_set, evaluation, device: torch.device, log:
         )
     log.say(f"curves:   {curves or 'not drawn: pip install matplotlib'}")
     log.say(f"pictures: {folder / 'detections'}")
+    write_page(folder, recipe, sets, evaluator, log)
     log.say(f"next:     {cli.python_command()} test.py --weight {folder / 'best.pth'} --show")
+
+
+def write_page(folder: Path, recipe, sets, evaluator: Evaluator, log: RunLog):
+    """The page, after everything else: whatever is wrong with it, the run's numbers stand."""
+    train_set, val_set = sets
+    best, path = folder / "best.pth", folder / PAGE
+    facts = {"model": model_line(recipe), "weights": str(best), "scores from": f"{PUBLISHED_CONF}"}
+    try:
+        write_report(
+            path,
+            evaluator,
+            val_set,
+            title=f"{recipe.version}, {folder}",
+            read=Images().read,
+            folder=folder,
+            train=train_set,
+            facts=facts,
+        )
+    except Exception as error:
+        again = f"{cli.python_command()} eval.py --weight {best} --analyze --debug"
+        log.say(f"note: {path} was not written ({type(error).__name__}: {error}); see {again}")
+    else:
+        log.say(f"report:   {path}")
 
 
 def show_targets(args: argparse.Namespace, device: torch.device) -> int:

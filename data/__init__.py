@@ -25,7 +25,7 @@ from data.splits import SPLIT_NAMES
 from utils import cli
 from utils.errors import UserError
 
-__all__ = ["READERS", "SPLITS", "Window", "build_loader", "check_files", "read"]
+__all__ = ["READERS", "SPLITS", "Window", "build_loader", "check_files", "read", "read_named"]
 
 READERS = {
     "coco": coco.read,
@@ -63,3 +63,10 @@ def read(name, root, split, *, classes=None, limit=None, faults=None, **options)
         raise UserError(f"data sets of kind {name} do not take {flag}; leave that flag out")
     records = reader(root, split, faults=faults or Faults(), **options)
     return records if limit is None else records.limit(limit)
+
+
+def read_named(args: cli.Arguments, split: str) -> Records:
+    """The records of one split of the set that the data flags name, every file of it checked."""
+    records = read(args.dataset, args.root, split, **cli.reader_options(args, split))
+    check_files(records)
+    return records

@@ -177,6 +177,7 @@ class Loader:
     `sides` (short, long): images are padded to a square, else to the largest of their batch, and
     then batches are of one orientation, so that little is padded; see `grouped`.
     `scales` (training): several sides, one of which is drawn every `scale_every` steps.
+    `pack(samples, pad_hw)` makes the batch.
     """
 
     def __init__(
@@ -194,6 +195,7 @@ class Loader:
         streams=None,
         pin=False,
         context=None,
+        pack=collate,
     ):
         if dataset.train and len(dataset) < world:
             raise UserError(
@@ -212,7 +214,7 @@ class Loader:
         self._workers = DataLoader(
             _Guarded(dataset),
             batch_sampler=self._plan,
-            collate_fn=partial(_collate_guarded, pad_hw=streams and streams.pad_hw),
+            collate_fn=partial(_collate_guarded, pad_hw=streams and streams.pad_hw, pack=pack),
             num_workers=num_workers,
             prefetch_factor=PREFETCH if num_workers else None,
             persistent_workers=num_workers > 0,
@@ -345,9 +347,9 @@ class _Guarded:
             return error, None
 
 
-def _collate_guarded(samples, pad_hw):
-    """A worker's batch, padded to `pad_hw`, or (None) as the sides of its keys say, or the first
-    error among it; None of no samples."""
+def _collate_guarded(samples, pad_hw, pack):
+    """A worker's batch, packed by `pack`, padded to `pad_hw`, or (None) as the sides of its keys
+    say, or the first error among it; None of no samples."""
     for sample, _ in samples:
         if isinstance(sample, UserError):
             return sample
@@ -355,7 +357,7 @@ def _collate_guarded(samples, pad_hw):
         return None
     sides = samples[0][1]
     pad_hw = pad_hw or (sides if is_square(sides) else None)
-    return collate([sample for sample, _ in samples], pad_hw)
+    return pack([sample for sample, _ in samples], pad_hw)
 
 
 def _end_soon(_signum, _frame):

@@ -72,6 +72,14 @@ class Records:
             **{name: columns[name][rows] for name in boxes},
         )
 
+    def unlabelled(self):
+        """The same images, without any box or class."""
+        empty = ("boxes", "labels", "crowd", "difficult", "areas")
+        columns = {name: vars(self)[name][:0] for name in empty}
+        return replace(
+            self, classes=(), category_ids=(), starts=np.zeros(len(self) + 1, np.int64), **columns
+        )
+
     def ground_truth(self):
         """The set as a COCO-format dict: crowd is iscrowd 1; difficult has IGNORED_AREA.
 
@@ -108,6 +116,8 @@ class Records:
 
     def summary(self):
         """Counts in a line, boxes per class (the ten most frequent), and the notes."""
+        if not self.classes:
+            return "\n".join((f"{len(self)} images", *(f"  note: {n}" for n in self.notes)))
         counts = np.bincount(self.labels, minlength=len(self.classes))
         order = np.argsort(-counts, kind="stable")[:10]
         shown = ", ".join(f"{self.classes[i]} {counts[i]}" for i in order)

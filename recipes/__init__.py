@@ -6,7 +6,7 @@ nothing else of the project: it is data, and pure functions that turn one recipe
 
 from dataclasses import replace
 
-from recipes import yolof, yoloft, yolox
+from recipes import pretraining, yolof, yoloft, yolox
 from recipes.changes import (
     as_dict,
     can_end_plain,
@@ -50,6 +50,7 @@ __all__ = [
     "for_dataset",
     "from_dict",
     "narrowed",
+    "pretraining",
     "samples_of",
     "total_epochs",
     "updates_of",
@@ -128,4 +129,5 @@ def with_model(recipe: Recipe, changes: dict, options: dict) -> Recipe:
 
 def from_dict(values: dict) -> Recipe:
     """The recipe that `as_dict` wrote; a ValueError if an earlier release did."""
-    return from_values(values, OPTIONS[values["detector"]])
+    kinds = OPTIONS | pretraining.OPTIONS
+    return from_values(values, kinds[values["detector"]])

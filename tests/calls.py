@@ -9,6 +9,7 @@ import benchmark
 import demo
 import eval as eval_script
 import export
+import pretrain
 import test as test_script
 import train as train_script
 from data import check, convert
@@ -16,6 +17,7 @@ from utils import cli
 
 SCRIPTS = {
     "train": train_script,
+    "pretrain": pretrain,
     "eval": eval_script,
     "test": test_script,
     "demo": demo,

@@ -20,6 +20,7 @@ import demo as demo_script
 import eval as eval_script
 import export as export_script
 import models
+import pretrain as pretrain_script
 import test as test_script
 import train as train_script
 from benchmark import PARTS
@@ -77,7 +78,7 @@ def trained(folder):
 
 def test_a_run_leaves_what_the_docs_say(folder, trained):
     names = "args.json env.txt log.jsonl timing.jsonl train.log last.pth best.pth results.json"
-    for name in (*names.split(), "metrics.json", "curves.png", "detections"):
+    for name in (*names.split(), "metrics.json", "curves.png", "report.html", "detections"):
         assert (trained / name).exists(), name
     assert (trained / "tensorboard").exists() == TENSORBOARD
     assert len(list((trained / "detections").rglob("*.jpg"))) == 16
@@ -173,7 +174,7 @@ def test_help_of_a_process_explains_every_flag():
     check_help(done.stdout)
 
 
-@pytest.mark.parametrize("script", ["train", "eval", "test", "export", "benchmark"])
+@pytest.mark.parametrize("script", ["train", "pretrain", "eval", "test", "export", "benchmark"])
 def test_help_explains_every_flag(script, call):
     code, out, _ = call(script, "--help")
     assert code == 0
@@ -194,7 +195,7 @@ def check_help(text: str):
         assert not re.fullmatch(r"  (-\w, )?--\w+( \w+)?", line), f"no help: {line}"
 
 
-COMMANDS = "train|eval|test|demo|export|benchmark"
+COMMANDS = "pretrain|train|eval|test|demo|export|benchmark"
 
 
 def commands() -> list[str]:
@@ -213,6 +214,7 @@ def commands() -> list[str]:
 def test_the_pages_commands_are_understood(command, monkeypatch):
     scripts = {
         "train.py": train_script,
+        "pretrain.py": pretrain_script,
         "eval.py": eval_script,
         "test.py": test_script,
         "demo.py": demo_script,
@@ -226,6 +228,8 @@ def test_the_pages_commands_are_understood(command, monkeypatch):
     args = scripts[name].parse_arguments()
     if name == "train.py" and args.resume is None and not args.weight:
         train_script.choose_recipe(args, train_script.named_weight(args))
+    if name == "pretrain.py" and args.resume is None:
+        pretrain_script.choose_recipe(args)
 
 
 TORCHRUN = "-m torch.distributed.run --standalone --nproc_per_node 2".split()

@@ -293,6 +293,8 @@ class Watched:
 
 
 class NoScores:
+    main = ("AP", "AP50")
+
     def __call__(self, _model, _stop):
         return self
 

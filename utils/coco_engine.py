@@ -59,7 +59,7 @@ def faster(truth: Truth, found: Detections, ranges, limits) -> tuple[np.ndarray,
     precision = np.full((THRESHOLDS, RECALLS, classes, areas), -1.0)
     recall = np.full((THRESHOLDS, classes, areas, len(limits)), -1.0)
     objects = np.lexsort((truth.images, truth.labels))
-    detections = _best(found, most)
+    detections = best(found, most)
     first_object = np.searchsorted(truth.labels[objects], range(classes + 1))
     first_detection = np.searchsorted(found.labels[detections], range(classes + 1))
     with _no_collection():
@@ -80,7 +80,7 @@ def faster(truth: Truth, found: Detections, ranges, limits) -> tuple[np.ndarray,
     return precision, recall
 
 
-def _best(found: Detections, most: int) -> np.ndarray:
+def best(found: Detections, most: int) -> np.ndarray:
     """Rows of the detections by class, then image, best first, at most `most` in each."""
     order = np.lexsort((-found.scores, found.images, found.labels))
     images, labels = found.images[order], found.labels[order]

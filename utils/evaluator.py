@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from utils import coco_engine, dist, voc_map
+from utils.columns import aligned
 from utils.truth import Detections, truth_of
 
 
@@ -59,6 +60,8 @@ class Evaluator:
     "pycocotools", or "auto": the first that is installed. `max_dets` and `areas`, as in
     {"tiny": (0, 16)} pixels of a side, ask for the lines of `extra_table`.
     """
+
+    main = ("AP", "AP50")  # what a training prints; best.pth has the highest of the first
 
     def __init__(
         self,
@@ -124,13 +127,21 @@ class Evaluator:
             for image_id, category, box, score in rows
         ]
 
+    def found(self) -> Detections:
+        """All detections, in the order in which they came."""
+        image_ids, labels, boxes, scores = self._columns()
+        unknown = np.setdiff1d(image_ids, self.truth.image_ids)
+        if len(unknown):
+            raise ValueError(f"detections of images without ground truth: {unknown[:5].tolist()}")
+        return Detections(np.searchsorted(self.truth.image_ids, image_ids), labels, boxes, scores)
+
     def compute(self) -> dict:
         """The numbers by name, "per_class" rows and "notes": sentences on what is missing.
 
         A number is -1 where the ground truth has no object that could count.
         """
         if self._metrics is None:
-            found = self._found()
+            found = self.found()
             tiny = TINY_LINES if self.of_videos else {}
             # Beyond these, the sizes and limits that were asked for.
             lines = {**LINES, **tiny, **self._size_lines(), **self._limit_lines()}
@@ -171,7 +182,7 @@ class Evaluator:
 
     def voc(self) -> np.ndarray:
         """[C, 2]: each class' AP by the two rules of voc_map.RULES, -1 without objects."""
-        return voc_map.average_precisions(self.truth, self._found())
+        return voc_map.average_precisions(self.truth, self.found())
 
     def voc_table(self) -> str:
         """The mean of each VOC rule over the classes that have objects, a line each."""
@@ -196,26 +207,12 @@ class Evaluator:
         for row in rows:
             numbers = ["-" if row[head] < 0 else f"{row[head]:.3f}" for head in heads]
             cells.append([row["name"], *numbers, str(row["objects"]), str(row["detections"])])
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        return "\n".join(
-            "  ".join(
-                cell.ljust(width) if i == 0 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in cells
-        )
+        return "\n".join(aligned(cells))
 
     def _columns(self) -> tuple:
         """(image ids, labels, boxes xywh, scores) of all detections, as they came."""
         empty = np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 4)), np.empty(0)
         return tuple(np.concatenate(parts) for parts in zip(empty, *self._parts, strict=True))
-
-    def _found(self) -> Detections:
-        image_ids, labels, boxes, scores = self._columns()
-        unknown = np.setdiff1d(image_ids, self.truth.image_ids)
-        if len(unknown):
-            raise ValueError(f"detections of images without ground truth: {unknown[:5].tolist()}")
-        return Detections(np.searchsorted(self.truth.image_ids, image_ids), labels, boxes, scores)
 
     def _size_lines(self) -> dict[str, Line]:
         """AP, AP50 and AR of each size that was asked for."""

@@ -43,7 +43,7 @@ def numbered(parent: Path) -> Path:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a run has come to its very end: its report's last file is there."""
+    """Whether a run has come to its very end: its numbers are there."""
     return (folder / "metrics.json").exists()
 
 
