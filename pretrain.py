@@ -30,7 +30,7 @@ from models.patches import PatchNetwork
 from models.selfsup import PatchContrast
 from recipes import pretraining
 from train import SPLITS, Start, check_backbone_flags, go_on, new_folder, run
-from utils import checkpoint, cli, dist, plot, vis
+from utils import checkpoint, cli, dist, family_flags, plot, vis
 from utils.errors import UserError
 from utils.log import RunLog, say
 from utils.patch_scores import CenterScores, ContrastScores, Probe, score
@@ -88,7 +88,7 @@ def parse_arguments() -> argparse.Namespace:
     cli.add_debug_flag(running)
     both = (pretraining.PretrainingOptions,)
     for title, kinds in {"center and patches": both, **pretraining.FLAGS}.items():
-        cli.add_options(parser, title, kinds, "pretraining")
+        family_flags.add(parser, title, kinds, "pretraining")
     args = parser.parse_args()
     args.given -= {"method"}  # which is no flag
     check_flags(args)
@@ -124,7 +124,7 @@ def choose_recipe(args: argparse.Namespace) -> recipes.Recipe:
         detector = recipes.with_backbone(detector, args.backbone)
     detector = recipes.for_dataset(detector, args.dataset or FROM_IMAGES)
     recipe = pretraining.recipe_of(args.method, detector)
-    given = cli.given_options(args, args.method, pretraining.FLAGS)
+    given = family_flags.given(args, args.method, pretraining.FLAGS)
     check_backbone_flags(args, recipe.backbone, pretraining.OF_BACKBONE)
     recipe = pretraining.with_flags(recipe, given)
     sides = cli.sides_of(args)

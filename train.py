@@ -25,7 +25,7 @@ from data.streams import watched
 from models.detector import Detector
 from models.initial import initial_model
 from report import PAGE, write_report
-from utils import checkpoint, cli, dist, plot, run_folder, vis, vis_targets
+from utils import checkpoint, cli, dist, family_flags, plot, run_folder, vis, vis_targets
 from utils.environment import environment
 from utils.errors import UserError
 from utils.evaluator import Evaluator
@@ -83,7 +83,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     cli.add_debug_flag(running)
     for family, kinds in recipes.FLAGS.items():
-        cli.add_options(parser, family, kinds, recipes.PLAIN[family])
+        family_flags.add(parser, family, kinds, recipes.PLAIN[family])
     return parser.parse_args()
 
 
@@ -140,7 +140,7 @@ def choose_recipe(
     if args.epochs or args.plain_epochs is not None:
         epochs = args.epochs or recipes.total_epochs(recipe)
         recipe = with_epochs(recipe, epochs, args.plain_epochs)
-    given = cli.given_options(args, recipe.detector, recipes.FLAGS)
+    given = family_flags.given(args, recipe.detector, recipes.FLAGS)
     if {"batch_size", "split_batch"} <= args.given:
         raise UserError("--batch_size counts frames and --split_batch clips; give one of them")
     if args.batch_size is not None:  # also what clips are made of

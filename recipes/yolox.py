@@ -14,7 +14,8 @@ class YoloxOptions:
     depthwise: bool = option(False, "depthwise separable 3x3 convolutions")
     act: str = option(
         "silu",
-        "activation; a backbone that has its own takes acon and meta_acon alone, or none of these",
+        "activation; a backbone with its own takes acon and meta_acon alone, or none; yolof: the "
+        "backbone's, own, acon or meta_acon",
         ("silu", "relu", "lrelu", "acon", "meta_acon"),
     )
     attention: str = attention_option()

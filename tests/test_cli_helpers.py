@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from utils import cli
+from utils import cli, family_flags
 from utils.errors import UserError
 
 
@@ -26,6 +26,7 @@ class Fast:
 class Slow:
     depth: float = option(0.5, "depth multiplier")
     rounds: int = option(3, "rounds of refinement")
+    act: str = option("own", "activation", ("own", "relu"))
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def parse(*argv):
     parser.add_argument("--resume", nargs="?", const="", help="go on")
     cli.add_switch(parser, "amp", "mixed precision")
     for family, kinds in FAMILIES.items():
-        cli.add_options(parser, family, kinds, "plain")
+        family_flags.add(parser, family, kinds, "plain")
     return parser.parse_args(argv)
 
 
@@ -83,24 +84,32 @@ def test_arguments_of_an_earlier_call():
 
 def test_options_of_a_family():
     args = parse("--depth", "0.5", "--layers", "4", "--wide", "--act", "relu")
-    assert cli.given_options(args, "fast", FAMILIES) == {
+    assert family_flags.given(args, "fast", FAMILIES) == {
         "depth": 0.5,
         "layers": 4,
         "wide": True,
         "act": "relu",
     }
-    assert cli.given_options(parse("--no_wide"), "fast", FAMILIES) == {"wide": False}
-    assert cli.given_options(parse(), "fast", FAMILIES) == {}
-    assert cli.given_options(parse("--depth", "1"), "slow", FAMILIES) == {"depth": 1.0}
+    assert family_flags.given(parse("--no_wide"), "fast", FAMILIES) == {"wide": False}
+    assert family_flags.given(parse(), "fast", FAMILIES) == {}
+    assert family_flags.given(parse("--depth", "1"), "slow", FAMILIES) == {"depth": 1.0}
     args = parse("--rounds", "2", "--pauses", "3,5")
-    assert cli.given_options(args, "slow", FAMILIES) == {"rounds": 2, "pauses": (3, 5)}
+    assert family_flags.given(args, "slow", FAMILIES) == {"rounds": 2, "pauses": (3, 5)}
 
 
 def test_options_of_another_family_are_refused():
     with pytest.raises(UserError, match="--rounds is an option of slow.*model is of fast"):
-        cli.given_options(parse("--rounds", "2"), "fast", FAMILIES)
+        family_flags.given(parse("--rounds", "2"), "fast", FAMILIES)
     with pytest.raises(UserError, match="--pauses is an option of slow"):
-        cli.given_options(parse("--pauses", "2"), "fast", FAMILIES)
+        family_flags.given(parse("--pauses", "2"), "fast", FAMILIES)
+
+
+def test_one_flag_serves_two_families_that_take_other_values():
+    assert family_flags.given(parse("--act", "own"), "slow", FAMILIES) == {"act": "own"}
+    with pytest.raises(UserError, match="--act own is not for models of fast: there .* relu"):
+        family_flags.given(parse("--act", "own"), "fast", FAMILIES)
+    with pytest.raises(UserError, match="--act silu is not for models of slow: .* own, relu$"):
+        family_flags.given(parse("--act", "silu"), "slow", FAMILIES)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +144,7 @@ def test_help_shows_each_flag_once(capsys):
     assert end.value.code == 0
     text = capsys.readouterr().out
     assert "--batch_size N" in text and "--batch-size" not in text
-    assert "--amp, --no_amp" in text and "{silu,relu}" in text
+    assert "--amp, --no_amp" in text and "{silu,relu,own}" in text
     assert text.count("--depth X") == 2  # usage and list
     assert "fast (default: what the recipe says; here plain's):" in text
     assert "wider convolutions (off)" in text and "activation (silu)" in text
@@ -212,7 +221,7 @@ def test_data_of_a_checkpoint():
 
 SCRIPT = """
 import sys
-from utils import cli
+from utils import cli, family_flags
 from utils.errors import UserError
 
 def main():

@@ -11,8 +11,6 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import fields
-from typing import get_origin, get_type_hints
 
 import cv2
 import torch
@@ -27,10 +25,6 @@ DATASETS = {  # other names: what YOLOF's users call it, and what sets of videos
     "coco-val": "coco",
     "yolo-video": "yolovideo",
     "visdrone-vid": "visdrone",
-}
-METAVARS = {
-    **{int: "N", float: "X", str: "NAME"},
-    **{tuple[int, ...]: "N", tuple[tuple[int, int], ...]: "N:N"},
 }
 NOT_KEPT = ("resume", "device", "cuda", "debug")  # of an earlier call's arguments
 
@@ -59,8 +53,8 @@ class Parser(argparse.ArgumentParser):
         parsed.given = frozenset(given)
         return parsed
 
-    def flags(self) -> list[str]:
-        return [flag for action in self._actions for flag in action.option_strings]
+    def flags(self) -> dict[str, argparse.Action]:
+        return {flag: action for action in self._actions for flag in action.option_strings}
 
     def error(self, message: str):
         if message.startswith("unrecognized arguments: "):
@@ -77,14 +71,6 @@ class Switch(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None):
         setattr(namespace, self.dest, not option_string.startswith("--no_"))
-
-
-class _Joined(argparse.Action):
-    """Several values, some of which may be several in one, as a tuple."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        parts = [value if isinstance(value, tuple) else (value,) for value in values]
-        setattr(namespace, self.dest, sum(parts, ()))
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
@@ -253,41 +239,6 @@ def add_debug_flag(group):
     group.add_argument("--debug", action="store_true", help="show the traceback of any error")
 
 
-def add_options(parser: Parser, family: str, kinds: Iterable[type], plain: str):
-    """One flag for each field of a family's options; None when not given: the recipe decides. The
-    defaults that the help shows are those of the model `plain`."""
-    group = parser.add_argument_group(f"{family} (default: what the recipe says; here {plain}'s)")
-    for options in kinds:
-        types = get_type_hints(options)
-        for field in fields(options):
-            name, kind = field.name, types[field.name]
-            if f"--{name}" in parser.flags():  # another family has it too: one flag serves both
-                continue
-            text = f"{field.metadata['help']} ({typed(field.default)})"
-            if kind is bool:
-                add_switch(group, name, text)
-                continue
-            choices = field.metadata.get("choices") or None
-            shape = {"choices": choices} if choices else {"metavar": METAVARS[kind]}
-            if get_origin(kind) is tuple:
-                shape |= {"nargs": "+", "action": _Joined}
-            kind = _within(kind, field.metadata.get("least"), field.metadata.get("most"))
-            group.add_argument(f"--{name}", type=kind, help=text, **shape)
-
-
-def _within(kind: type, least: float | None, most: float | None) -> Callable:
-    """The type of an option's flag; of a number with bounds one that checks them."""
-    if kind == tuple[int, ...]:
-        return numbers(1 if least is None else least)
-    if kind == tuple[tuple[int, int], ...]:
-        return pair
-    if get_origin(kind) is tuple:
-        return str
-    if least is None:
-        return kind
-    return whole(least) if kind is int else real(least, math.inf if most is None else most)
-
-
 def typed(value) -> str:
     """An option's value as one would type it; files hold lists where recipes hold tuples."""
     if isinstance(value, bool):
@@ -295,45 +246,6 @@ def typed(value) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return ",".join(map(typed, value)) or "none" if isinstance(value, list | tuple) else str(value)
-
-
-def numbers(least: int) -> Callable[[str], tuple[int, ...]]:
-    """The type of a flag: whole numbers of `least` or more, also several with commas between."""
-
-    def parse(text: str) -> tuple[int, ...]:
-        parts = text.split(",")
-        if not all(part.isdigit() and int(part) >= least for part in parts):
-            raise argparse.ArgumentTypeError(
-                f"{text} is not a list of whole numbers of {least} or more, as in 2,4,6,8 or 2 4 6"
-            )
-        return tuple(int(part) for part in parts)
-
-    return parse
-
-
-def pair(text: str) -> tuple[tuple[int, int]]:
-    """The type of a flag: two whole numbers of 1 or more with a colon between, as in 4:6."""
-    parts = text.split(":")
-    if len(parts) != 2 or not all(part.isdigit() and int(part) for part in parts):
-        raise argparse.ArgumentTypeError(f"{text} is not two whole numbers of 1 or more, as in 4:6")
-    return ((int(parts[0]), int(parts[1])),)
-
-
-def given_options(args: Arguments, family: str, families: dict[str, Iterable[type]]) -> dict:
-    """The family's options that were given; those of another family only are a UserError."""
-    names = {name: _field_names(kinds) for name, kinds in families.items()}
-    for other, theirs in names.items():
-        for name in sorted(theirs - names[family]):
-            if was_given(args, name):
-                raise UserError(
-                    f"--{name} is an option of {other}, and this model is of {family}; "
-                    f"leave it out or choose a {other} model with -v"
-                )
-    return {name: value for name, value in vars(args).items() if name in names[family] & args.given}
-
-
-def _field_names(kinds: Iterable[type]) -> set[str]:
-    return {field.name for options in kinds for field in fields(options)}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
