@@ -9,16 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.calls import TINY, Call, cut, empty, spoil, table
+from tests.calls import TINY, cut, empty, spoil, table
 from tests.miniature import coco_content, write_images, write_json, write_voc
-
-
-@pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)  # what is written by mistake does not land in the repository
-    return Call(monkeypatch, capsys, tmp_path)
-
 
 # ---- VOC: f is VOCdevkit/VOC2007 of a set of the images a, b, c
 

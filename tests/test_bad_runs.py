@@ -24,20 +24,13 @@ import torch
 from torch import nn
 
 import train as train_script
-from tests.calls import TINY, Call, check_sentence, cut, empty, table
+from tests.calls import TINY, check_sentence, cut, empty, table
 from tests.miniature import write_voc
 from utils import checkpoint, run_folder, video, vis
 
 ROOT = Path(__file__).parent.parent
 CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 POSIX = pytest.mark.skipif(os.name != "posix", reason="POSIX only")
-
-
-@pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)  # what is written by mistake does not land in the repository
-    return Call(monkeypatch, capsys, tmp_path)
 
 
 # ---- checkpoints

@@ -25,7 +25,7 @@ import test as test_script
 import train as train_script
 from benchmark import PARTS
 from benchmark import parse_arguments as parse_benchmark
-from tests.calls import Call, check_sentence
+from tests.calls import check_sentence
 from tests.miniature import write_synthetic
 from utils.errors import UserError
 
@@ -54,15 +54,6 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
     write_synthetic(folder / "datasets", 16)
     return folder
-
-
-@pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
-    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("COLUMNS", "80")  # of the help's lines
-    monkeypatch.chdir(tmp_path)
-    return Call(monkeypatch, capsys, tmp_path)
 
 
 @pytest.fixture(scope="module")

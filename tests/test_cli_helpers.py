@@ -32,6 +32,7 @@ class Slow:
 @dataclass(frozen=True)
 class SlowTraining:
     pauses: tuple[int, ...] = option((), "lengths of the pauses")
+    still: tuple[str, ...] = option((), "parts that stay as they are", ("neck", "head"))
 
 
 FAMILIES = {"fast": (Fast,), "slow": (Slow, SlowTraining)}
@@ -110,6 +111,8 @@ def test_one_flag_serves_two_families_that_take_other_values():
         family_flags.given(parse("--act", "own"), "fast", FAMILIES)
     with pytest.raises(UserError, match="--act silu is not for models of slow: .* own, relu$"):
         family_flags.given(parse("--act", "silu"), "slow", FAMILIES)
+    args = parse("--still", "neck", "head")
+    assert family_flags.given(args, "slow", FAMILIES) == {"still": ("neck", "head")}
 
 
 @pytest.mark.parametrize(

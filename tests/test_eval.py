@@ -7,7 +7,6 @@ import tempfile
 import pytest
 import torch
 
-from tests.calls import Call
 from tests.miniature import (
     OBJECTS,
     coco_content,
@@ -28,13 +27,6 @@ RIGHT = [  # every object of it, found
     }
     for name, label, (x1, y1, x2, y2) in OBJECTS
 ]
-
-
-@pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return Call(monkeypatch, capsys, tmp_path)
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import models
 import recipes
 from data.films import Images
 from data.streams import in_order, watched
-from tests.calls import Call
 from tests.detectors import SIZE as SIDE
 from tests.detectors import settled
 from tests.miniature import write_json
@@ -23,13 +22,6 @@ CLASSES = ("cat", "ignore", "dog")  # the numbers of the label files
 FRAMES = {"one": range(4), "two": (7, 8, 9), "three": (0,)}
 OFFICIAL = {"cat": 3, "ignore": 40, "dog": 18}  # the json's own ids
 SIZE = (48, 64)
-
-
-@pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return Call(monkeypatch, capsys, tmp_path)
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from models import export, export_check, repvgg, rexnet
 from models.acon import Acon, MetaAcon
 from models.attention import CoordAttention
 from recipes import RECIPES, as_dict, with_backbone, with_sides
-from tests.calls import Call
 from tests.detectors import CLASSES, SIZE, settle, settled
 from tests.miniature import write_weight
 from utils import checkpoint
@@ -60,12 +59,6 @@ def same(model, run, num=1):
     for found in export_check.differences(model, run, frames(num)):
         assert set(found) == {"boxes", "scores", *(["state"] if model.remembers else [])}
         assert all(value < export_check.LIMITS[name] / 5 for name, value in found.items()), found
-
-
-@pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    return Call(monkeypatch, capsys, tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -17,17 +17,10 @@ from data.patches import NeighbourPatches, ObjectPatches
 from data.records import Records
 from models import backbone_weights
 from recipes import pretraining
-from tests.calls import Call
 from tests.miniature import write_synthetic
 
 SMALL = "-v yolox-nano --img_size 64 --epochs 2 --batch_size 4 --num_workers 0 --device cpu".split()
 IMAGES = 8
-
-
-@pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    return Call(monkeypatch, capsys, tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import recipes
 import train
 from data.films import Images
 from report import charts, training, write_report
-from tests.calls import Call
 from tests.miniature import coco_content, write_images, write_json, write_weight
 from tests.test_check import Tags
 from tests.test_eval import RIGHT
@@ -24,13 +23,6 @@ HEADINGS = (
 )
 # One object is found, one is missed, one gets the wrong class.
 FOUND = [RIGHT[0], {**RIGHT[2], "category_id": 18}]
-
-
-@pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    return Call(monkeypatch, capsys, tmp_path)
 
 
 @pytest.fixture

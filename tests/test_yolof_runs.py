@@ -14,7 +14,7 @@ from torchvision.models import _api as torchvision_api
 import models
 import recipes
 import train as train_script
-from tests.calls import Call, table
+from tests.calls import table
 from tests.detectors import narrow_heads
 from tests.miniature import write_voc, write_weight
 from utils import vis
@@ -52,12 +52,8 @@ def trained(tmp_path_factory, offline):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys, tmp_path, offline):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    return Call(monkeypatch, capsys, tmp_path)
+def call(call, offline):
+    return call
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import train as train_script
-from tests.calls import Call, table
+from tests.calls import table
 from tests.moving import write_image
 from utils import checkpoint
 from utils.run_folder import read_last
@@ -55,11 +55,6 @@ def trained(tmp_path_factory):
         patch.setattr(sys, "argv", list(map(str, flags)))
         assert train_script.main() == 0
     return root, folder / "runs" / "cocovid" / "yoloft-nano" / "1"
-
-
-@pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
-    return Call(monkeypatch, capsys, tmp_path)
 
 
 def test_frames_then_clips(trained):

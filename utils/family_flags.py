@@ -96,12 +96,13 @@ def given(args: cli.Arguments, family: str, families: dict[str, Iterable[type]])
                 )
     own = {name: value for name, value in vars(args).items() if name in names[family] & args.given}
     for field in (field for options in families[family] for field in fields(options)):
-        choices = field.metadata.get("choices")
-        if choices and field.name in own and own[field.name] not in choices:
-            raise UserError(
-                f"--{field.name} {own[field.name]} is not for models of {family}: there it can be "
-                f"{', '.join(map(str, choices))}"
-            )
+        choices, values = field.metadata.get("choices"), own.get(field.name, ())
+        for value in values if isinstance(values, tuple) else (values,):
+            if choices and value not in choices:
+                raise UserError(
+                    f"--{field.name} {value} is not for models of {family}: there it can be "
+                    f"{', '.join(map(str, choices))}"
+                )
     return own
 
 
