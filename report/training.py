@@ -27,10 +27,8 @@ def read(folder: str | Path | None) -> Training | None:
         return None
     recipe = json.loads((folder / "args.json").read_text(encoding="utf-8"))["recipe"]
     environment = folder / "env.txt"
-    lines = history.records(folder / "log.jsonl")
     text = environment.read_text(encoding="utf-8") if environment.is_file() else ""
-    updates = [line for line in lines if line["mode"] == "train"]
-    return Training(recipe, text, updates, [line for line in lines if line["mode"] == "val"])
+    return Training(recipe, text, *history.parts(history.records(folder / "log.jsonl")))
 
 
 def figures(training: Training) -> list[str]:

@@ -48,6 +48,14 @@ def records(path: Path) -> list[dict]:
     return found
 
 
+def parts(lines: Sequence[dict]) -> tuple[list[dict], list[dict]]:
+    """The records of training and those of evaluations, of a log.jsonl."""
+    training, validation = (
+        [line for line in lines if line["mode"] == mode] for mode in ("train", "val")
+    )
+    return training, validation
+
+
 def read(path: str | Path, name: str = "") -> History:
     """The history of a run's folder, or of its log.jsonl."""
     path = Path(path)
@@ -58,9 +66,7 @@ def read(path: str | Path, name: str = "") -> History:
         raise UserError(
             f"{folder / 'log.jsonl'} {what}; name a run's folder, as in runs/voc/yolox-s/3"
         )
-    training = [line for line in lines if line["mode"] == "train"]
-    validation = [line for line in lines if line["mode"] == "val"]
-    return History(name or str(folder), training, validation, records(folder / "timing.jsonl"))
+    return History(name or str(folder), *parts(lines), records(folder / "timing.jsonl"))
 
 
 def read_all(paths: Sequence[str]) -> list[History]:
@@ -68,14 +74,14 @@ def read_all(paths: Sequence[str]) -> list[History]:
     folders = [
         Path(path).parent if Path(path).name == "log.jsonl" else Path(path) for path in paths
     ]
-    parts = [folder.absolute().parts for folder in folders]
-    if len(set(parts)) == 1:
+    names = [folder.absolute().parts for folder in folders]
+    if len(set(names)) == 1:
         return [read(folder, name=folder.absolute().name) for folder in folders]
-    while len({part[0] for part in parts}) == 1 and min(map(len, parts)) > 1:
-        parts = [part[1:] for part in parts]
-    while len({part[-1] for part in parts}) == 1 and min(map(len, parts)) > 1:
-        parts = [part[:-1] for part in parts]
-    return [read(*each) for each in zip(folders, map("/".join, parts), strict=True)]
+    while len({name[0] for name in names}) == 1 and min(map(len, names)) > 1:
+        names = [name[1:] for name in names]
+    while len({name[-1] for name in names}) == 1 and min(map(len, names)) > 1:
+        names = [name[:-1] for name in names]
+    return [read(*each) for each in zip(folders, map("/".join, names), strict=True)]
 
 
 def keys(lines: Sequence[dict]) -> list[str]:

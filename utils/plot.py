@@ -46,8 +46,7 @@ def curves(folder: str | Path) -> Path | None:
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    training = [record for record in records if record["mode"] == "train"]
-    validation = [record for record in records if record["mode"] == "val"]
+    training, validation = history.parts(records)
     figure = Figure(figsize=(15, 4.4), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     losses, scores, rate = figure.subplots(1, 3)
