@@ -16,6 +16,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import data
@@ -44,6 +45,7 @@ from utils.training_flags import (
 COLLAPSED = 0.1  # least spread of outputs that are not one point
 DRAWN = 12  # images whose patches --save_patches draws
 CELL = 96  # pixels a side of a drawn patch
+GREY = (200, 200, 200)  # frames of what has no class
 FROM_IMAGES = "images"  # the data set's name where there is none
 OF_SETS = frozenset({"root", "ann", "classes", "voc_train"})  # flags that need -d beside --images
 SIZES = ("img_size", "min_size", "max_size")
@@ -302,20 +304,32 @@ def flags_of_detector(args: argparse.Namespace) -> list[str]:
     return flags
 
 
+def framed(images: torch.Tensor, targets: dict) -> list[np.ndarray]:
+    """The patches of a batch of one image, those that have a region with a frame around it: grey,
+    or in the colour of the object's class."""
+    patches = [np.ascontiguousarray(patch) for patch in images[0].permute(0, 2, 3, 1).numpy()]
+    regions = targets["regions" if "regions" in targets else "shared"][0]
+    labels = targets.get("labels", torch.zeros(1, len(regions), dtype=torch.int64))[0]
+    for patch, region, label in zip(patches, regions.int().tolist(), labels.tolist(), strict=False):
+        corner = [min(value, len(patch) - 1) for value in region]
+        vis.frame(patch, corner, vis.color_of(label - 1) if label else GREY, 1)
+    return patches
+
+
 def save_patches(args: argparse.Namespace, device: torch.device) -> int:
-    """A picture: a row for each image, with the patches that the first epoch cuts out of it."""
+    """A picture: a row for each image, with the patches that the first epoch cuts out of it, and
+    framed what of them is compared: objects and background, or what anchor and view share."""
     recipe = choose_recipe(args)
     sets, _ = read_sets(args)
     cutter = cutter_of(recipe)
     recipe = replace(recipe, batch_size=1)
     loader = loader_of(sets[0], cutter, recipe, args, device, train=True)
     try:
-        rows = [images[0] for images, _ in islice(loader.batches(0), DRAWN)]
+        rows = [framed(*batch) for batch in islice(loader.batches(0), DRAWN)]
     finally:
         loader.close()
-    patches = torch.cat(rows).permute(0, 2, 3, 1).numpy()  # [rows * K, S, S, 3]
     path = Path(args.save_patches) / f"{args.method}.png"
-    vis.save(path, vis.mosaic_sheet(list(patches), len(cutter.roles), cell=CELL))
+    vis.save(path, vis.mosaic_sheet(sum(rows, []), len(cutter.roles), cell=CELL))
     say(f"{path}: a row for each image; {', '.join(cutter.roles)}")
     return 0
 

@@ -6,8 +6,9 @@ lies inside its image. N boxes, K squares.
 
 import numpy as np
 
-CONTEXT = (1.25, 2.5)  # side of a square by the longer one of its object; wider ones show others
+ZOOM = (0.8, 1.25)  # side of a square by that of the patch it becomes: how much sizes change
 EMPTY_SIDES = (0.15, 0.5)  # of a square by the short side of an image without objects
+SHIFT = 0.25  # by which a view is moved from its anchor at most, by the anchor's side
 OFF_CENTRE = 0.15  # of the square's side, by which its object is moved from the middle at most
 LEAST = 16  # pixels; smaller squares show nothing
 MARGIN = 3  # pixels that background keeps from any object
@@ -34,10 +35,10 @@ def draw_objects(labels, count, rng):
     return np.array([rng.choice(np.flatnonzero(labels == kind)) for kind in kinds], np.int64)
 
 
-def around(boxes, size_hw, rng):
-    """A square [N, 4] around each box, with context; all of the box is in it where it fits."""
-    longer = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
-    sides = _whole(longer * rng.uniform(*CONTEXT, len(boxes)), size_hw)[:, None]
+def around(boxes, side, size_hw, rng):
+    """A square [N, 4] of about that side around each box, whatever its size, so that objects keep
+    the one they have; all of the box is in it where it fits."""
+    sides = _whole(side * rng.uniform(*ZOOM, len(boxes)), size_hw)[:, None]
     limits = np.array(size_hw[::-1]) - sides  # [N, 2] the last place
     middle = (boxes[:, :2] + boxes[:, 2:]) / 2
     middle = middle + rng.uniform(-OFF_CENTRE, OFF_CENTRE, middle.shape) * sides
@@ -52,12 +53,11 @@ def around(boxes, size_hw, rng):
 def background(boxes, size_hw, count, rng):
     """Up to `count` squares [K, 4] that touch none of the boxes, nor the pixels next to them.
 
-    Their sides are drawn as those of objects' squares are, then smaller ones where these do not
-    fit; half of them lie beside an object where there is room.
+    They are as large as the objects are, or smaller where these do not fit; half of them lie
+    beside an object where there is room.
     """
     if len(boxes):
-        longer = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
-        sides = rng.choice(longer, TRIES) * rng.uniform(*CONTEXT, TRIES)
+        sides = rng.choice((boxes[:, 2:] - boxes[:, :2]).max(axis=1), TRIES)
     else:
         sides = min(size_hw) * rng.uniform(*EMPTY_SIDES, TRIES)
     found = np.zeros((0, 4))
@@ -87,6 +87,28 @@ def neighbours(size_hw, side, count, rng):
     chosen = places[np.arange(count), inside.argmax(axis=1)]
     chosen = np.where(inside.any(axis=1)[:, None], chosen, anchor[:2])
     return anchor, np.concatenate([chosen, chosen + side], axis=1)
+
+
+def view(anchor, size_hw, rng):
+    """A square [4] that shares most of the anchor: zoomed, shifted, inside the image."""
+    side = anchor[2] - anchor[0]
+    [zoomed] = _whole(side * rng.uniform(*ZOOM, 1), size_hw)
+    moved = anchor[:2] + (side - zoomed) / 2 + rng.uniform(-SHIFT, SHIFT, 2) * side
+    place = np.clip(moved.round(), 0, np.array(size_hw[::-1]) - zoomed)
+    return np.concatenate([place, place + zoomed])
+
+
+def common(squares):
+    """[4]: what squares [N, 4] share."""
+    return np.concatenate([squares[:, :2].max(axis=0), squares[:, 2:].min(axis=0)])
+
+
+def inside(regions, squares, side):
+    """Regions [N, 4] of the image as pixels [N, 4] of its squares, resized to `side`; what is
+    outside is cut off."""
+    corner = np.tile(squares[:, :2], 2)
+    scale = side / (squares[:, 2:3] - squares[:, :1])
+    return ((regions - corner) * scale).clip(0, side)
 
 
 def far(anchor, near, size_hw, count, rng):

@@ -1,6 +1,7 @@
 """Patches cut out of images as they are loaded, for pretraining: nothing is written to the disk.
 
-A sample is one image's patches, all of one size: uint8 [K, S, S, 3]. B images, K patches each.
+A sample is one image's patches, all of one size: uint8 [K, S, S, 3]. B images, K patches each;
+regions are xyxy pixels of a patch.
 """
 
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ CALM = Jitter(strength=0.3, grey=0.0, blur=0.0)  # of patches whose labels are k
 
 @dataclass(frozen=True)
 class ObjectPatches:
-    """Squares around objects, labelled with class + 1 (or 1, if not `by_class`), and background,
-    labelled 0. With `calm` neither colour nor orientation changes, as for judging."""
+    """Squares around objects, labelled with class + 1 (or 1, if not `by_class`), and around
+    background, labelled 0; a patch's region is where its object, or nothing, is. With `calm`
+    neither colour nor orientation changes, as for judging."""
 
     side: int
     objects: int = 4
@@ -35,31 +37,36 @@ class ObjectPatches:
         return ("object",) * self.objects + ("background",) * self.background
 
     def __call__(self, image, target, rng):
-        """dict(images [K, S, S, 3], labels [K], valid [K]); without objects all is background."""
+        """dict(images [K, S, S, 3], regions [K, 4], labels [K], valid [K]); without objects all is
+        background."""
         size_hw, real = image.shape[:2], ~target["ignore"]
         boxes, labels = target["boxes"][real], target["labels"][real]
         chosen = crops.draw_objects(labels, self.objects, rng)
-        positive = crops.around(boxes[chosen], size_hw, rng)
-        room = len(self.roles) - len(positive)
-        negative = crops.background(target["boxes"], size_hw, room, rng)
-        squares = np.concatenate([positive, negative])
-        kinds = labels[chosen] + 1 if self.by_class else np.ones(len(chosen), np.int64)
+        empty = crops.background(target["boxes"], size_hw, len(self.roles) - len(chosen), rng)
+        regions = np.concatenate([boxes[chosen], empty])
+        squares = crops.around(regions, self.side, size_hw, rng)
+        regions = crops.inside(regions, squares, self.side).astype(np.float32)
         images = [cut(image, square, self.side) for square in squares]
         if not self.calm:
-            images = [CALM(mirrored(patch, rng), rng) for patch in images]
-        kinds = np.concatenate([kinds, np.zeros(len(negative), np.int64)])
+            images = [CALM(patch, rng) for patch in images]
+            for row in np.flatnonzero(rng.random(len(images)) < 0.5):
+                images[row] = cv2.flip(images[row], 1)
+                regions[row, ::2] = self.side - regions[row, 2::-2]
+        kinds = labels[chosen] + 1 if self.by_class else np.ones(len(chosen), np.int64)
+        lacking = len(self.roles) - len(images)
         return padded(images, len(self.roles), self.side) | {
-            "labels": np.pad(kinds, (0, len(self.roles) - len(kinds)))
+            "labels": np.pad(kinds, (0, len(empty) + lacking)),
+            "regions": np.pad(regions, ((0, lacking), (0, 0))),
         }
 
 
 @dataclass(frozen=True)
 class NeighbourPatches:
-    """An anchor, the same square in other colours, squares that touch it and far ones. No object
-    is looked at.
+    """An anchor, a view that shares most of it in other colours, squares that touch it and far
+    ones. No object is looked at.
 
-    `places` "anywhere" or "published"; `jitter` "patch", or "image" for one draw of colours that
-    all patches share, as published.
+    `places` "anywhere" or "published", where the view is the anchor's square; `jitter` "patch", or
+    "image" for one draw of colours that all patches share, as published.
     """
 
     side: int
@@ -80,15 +87,20 @@ class NeighbourPatches:
         return ("anchor", "view") + ("near",) * near + ("far",) * far
 
     def __call__(self, image, target, rng):
-        """dict(images [K, S, S, 3], valid [K]) in the order of the roles."""
+        """dict(images [K, S, S, 3], valid [K]) in the order of the roles, and shared [2, 4]: the
+        region of anchor and of view that both show."""
         size_hw = image.shape[:2]
         side = int(np.clip(self.side * rng.uniform(*self.scales), 1, max(min(size_hw) // 3, 1)))
         if self.places == "published":
             anchor, near, far = crops.published(size_hw, rng)
+            view = anchor
         else:
             anchor, near = crops.neighbours(size_hw, side, self.near, rng)
+            view = crops.view(anchor, size_hw, rng)
             far = crops.far(anchor, near, size_hw, self.far, rng)
-        squares = np.concatenate([[anchor, anchor], near, far])
+        squares = np.concatenate([[anchor, view], near, far])
+        both = squares[:2]
+        shared = crops.inside(crops.common(both)[None], both, self.side).astype(np.float32)
         if self.jitter == "image":
             image = self.drawn(image, rng)
         images = [cut(image, square, self.side) for square in squares]
@@ -96,7 +108,8 @@ class NeighbourPatches:
             images = [self.drawn(patch, rng) for patch in images]
         if rng.random() < 0.5:  # all of them, or places in anchor and view would not correspond
             images = [cv2.flip(patch, 1) for patch in images]
-        return padded(images, len(self.roles), self.side)
+            shared[:, ::2] = self.side - shared[:, 2::-2]
+        return padded(images, len(self.roles), self.side) | {"shared": shared}
 
 
 def cut(image, square, side):
@@ -105,11 +118,6 @@ def cut(image, square, side):
     shrunk = x2 - x1 > side
     how = cv2.INTER_AREA if shrunk else cv2.INTER_LINEAR
     return cv2.resize(image[y1:y2, x1:x2], (side, side), interpolation=how)
-
-
-def mirrored(patch, rng):
-    """The patch, or what a mirror shows of it."""
-    return cv2.flip(patch, 1) if rng.random() < 0.5 else patch
 
 
 def padded(images, count, side):
@@ -135,10 +143,11 @@ class Patches(Dataset):
 
 
 def collate_patches(samples, _pad_hw=None):
-    """(images uint8 [B, K, 3, S, S], targets): valid bool [B, K], labels int64 [B, K] where patches
-    have them, image_id int64 [B], files (list of B names)."""
+    """(images uint8 [B, K, 3, S, S], targets): valid bool [B, K]; what the cutter also tells, of
+    ObjectPatches labels int64 [B, K] and regions float32 [B, K, 4], of NeighbourPatches shared
+    float32 [B, 2, 4]; image_id int64 [B], files (list of B names)."""
     pixels = torch.from_numpy(np.stack([sample["images"] for sample in samples]))
-    names = [name for name in ("valid", "labels") if name in samples[0]]
+    names = [name for name in ("valid", "labels", "regions", "shared") if name in samples[0]]
     targets = {name: torch.from_numpy(np.stack([s[name] for s in samples])) for name in names}
     targets["image_id"] = torch.tensor([sample["image_id"] for sample in samples])
     targets["files"] = [sample["file"] for sample in samples]

@@ -1,7 +1,8 @@
 """Pretraining a backbone to tell patches apart: cross entropy and center loss (Wen et al., 2016).
 
 B images, K patches each, P = B * K, D features, C classes, of which 0 is background. Differs from
-the published script in that the center loss acts on the features and not on the two logits.
+the published script in that the center loss acts on the features and not on the two logits, and
+that features are means over the region of each patch that its label is of, on all maps.
 """
 
 import torch
@@ -9,28 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.detector import check_one_of
-from models.layers import ConvBNAct
-from models.patches import PatchNetwork, embedded
+from models.patches import PatchNetwork, embedded, pooled
 from utils import dist
 
-HIDDEN, NARROW, CELLS = 128, 32, 3  # channels of the layers before the classifier; 3 x 3 are kept
+WIDTH = 64  # features of each map
 UPDATES = ("ema", "sgd")
-
-
-class Trunk(nn.Sequential):
-    """The last map [P, c, h, w] -> features [P, 288], none below zero: as published, of maps of any
-    size."""
-
-    features = NARROW * CELLS * CELLS
-
-    def __init__(self, channels: int):
-        super().__init__(
-            ConvBNAct(channels, HIDDEN, 3, act="relu"),
-            ConvBNAct(HIDDEN, HIDDEN, 3, act="relu"),
-            ConvBNAct(HIDDEN, NARROW, 3, act="relu"),
-            nn.AdaptiveAvgPool2d(CELLS),
-            nn.Flatten(),
-        )
 
 
 class CenterLoss(nn.Module):
@@ -103,10 +87,8 @@ class CenterClassifier(PatchNetwork):
     ):
         super().__init__(backbone)
         self.classes = tuple(classes)
-        *finer, last = backbone.channels
-        self.trunk = Trunk(last)
-        self.finer = nn.ModuleList(nn.Linear(c, NARROW) for c in finer)
-        num_features = Trunk.features + NARROW * len(finer)
+        self.narrow = nn.ModuleList(nn.Linear(c, WIDTH) for c in backbone.channels)
+        num_features = WIDTH * len(backbone.channels)
         self.linear = nn.Linear(num_features, len(classes))
         self.center = CenterLoss(
             len(classes),
@@ -117,16 +99,17 @@ class CenterClassifier(PatchNetwork):
             normalize=normalize,
         )
 
-    def features(self, maps: list[Tensor]) -> Tensor:
-        """[P, D]: of the last map as published; of the finer ones, which small objects are found
-        on, their means."""
-        finer = [side(x.mean(dim=(2, 3))) for side, x in zip(self.finer, maps[:-1], strict=True)]
-        return torch.cat([self.trunk(maps[-1]), *map(F.relu, finer)], dim=1)
+    def features(self, maps: list[Tensor], regions: Tensor, side: int) -> Tensor:
+        """[P, D] of the regions [P, 4] of patches of `side`: those of all maps side by side."""
+        means = [pooled(x, regions[:, None], side)[:, 0] for x in maps]
+        narrow = [layer(mean) for layer, mean in zip(self.narrow, means, strict=True)]
+        return F.relu(torch.cat(narrow, dim=1))
 
     def forward(self, images: Tensor, targets: dict, state=None, weights: dict | None = None):
-        """(losses, None) of patches [B, K, 3, S, S] with labels and valid [B, K]."""
+        """(losses, None) of patches [B, K, 3, S, S] with labels, valid [B, K] and regions."""
         labels, valid = targets["labels"].flatten(), targets["valid"].flatten()  # [P]
-        features = self.features(self.maps(images))  # [P, D]
+        regions = targets["regions"].flatten(0, 1)  # [P, 4]
+        features = self.features(self.maps(images), regions, images.shape[-1])  # [P, D]
         logits = self.linear(features).float()
         divisor = valid.sum().float()
         entropy = (F.cross_entropy(logits, labels, reduction="none") * valid).sum()
@@ -146,12 +129,12 @@ class CenterClassifier(PatchNetwork):
         return losses, None
 
     @torch.no_grad()
-    def outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """Of patches [B, K, 3, S, S]: embedded [B, K, E], the means of all maps; scores
-        [B, K, C]."""
-        maps = self.maps(images)
-        scores = self.linear(self.features(maps)).float()
+    def outputs(self, images: Tensor, regions: Tensor) -> dict[str, Tensor]:
+        """Of patches [B, K, 3, S, S] with regions [B, K, 4]: embedded [B, K, E], the means of all
+        maps; scores [B, K, C]."""
+        maps, regions, side = self.maps(images), regions.flatten(0, 1), images.shape[-1]
+        scores = self.linear(self.features(maps, regions, side)).float()
         return {
-            "embedded": embedded(maps).unflatten(0, images.shape[:2]),
+            "embedded": embedded(maps, regions, side).unflatten(0, images.shape[:2]),
             "scores": scores.unflatten(0, images.shape[:2]),
         }

@@ -1,4 +1,7 @@
-"""What pretraining's networks share: patches in, the backbone's maps out."""
+"""What pretraining's networks share: patches in, the backbone's maps out, regions of them.
+
+P patches, R regions of each: xyxy pixels of the patch.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +24,22 @@ class PatchNetwork(PixelNetwork):
         return self.backbone(self.normalize(patches))
 
 
-def embedded(maps: list[Tensor]) -> Tensor:
-    """[P, E]: what a patch is to a linear probe, the means of all of its maps side by side."""
-    return torch.cat([x.float().mean(dim=(2, 3)) for x in maps], dim=1)
+def pooled(x: Tensor, regions: Tensor, side: int) -> Tensor:
+    """[P, R, c]: means of a map [P, c, h, w] of patches of `side` over regions [P, R, 4]. A cell
+    that lies in a region in part counts in part, so that a region may be smaller than a cell."""
+    across = _shares(regions[..., 0::2], x.shape[3], side)
+    down = _shares(regions[..., 1::2], x.shape[2], side)
+    return torch.einsum("pchw,prh,prw->prc", x.float(), down, across)
+
+
+def _shares(ends: Tensor, cells: int, side: int) -> Tensor:
+    """[P, R, cells]: how much of the way between two ends [P, R, 2] lies in each cell."""
+    edges = torch.linspace(0, side, cells + 1, device=ends.device)
+    low, high = ends[..., :1].maximum(edges[:-1]), ends[..., 1:].minimum(edges[1:])
+    covered = (high - low).clamp(min=0)
+    return covered / covered.sum(dim=2, keepdim=True).clamp(min=1e-6)  # none where nothing is
+
+
+def embedded(maps: list[Tensor], regions: Tensor, side: int) -> Tensor:
+    """[P, E]: what a region [P, 4] is to a linear probe, the means of all maps side by side."""
+    return torch.cat([pooled(x, regions[:, None], side)[:, 0] for x in maps], dim=1)

@@ -1,7 +1,7 @@
 """Pretraining a backbone without labels: patches that belong together against all others.
 
 B images, K patches each, P = B * K, Z the length of what is compared. A batch's patches stand in
-the order of `roles`: anchor, view (the same place in other colours), near ones, far ones.
+the order of `roles`: anchor, view (most of the same place in other colours), near ones, far ones.
 Objectives: InfoNCE, SimSiam (arXiv 2011.10566), and the published cosine loss for comparison.
 """
 
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.classifier import Trunk
 from models.detector import check_one_of
-from models.patches import PatchNetwork, embedded
+from models.layers import ConvBNAct
+from models.patches import PatchNetwork, embedded, pooled
 from utils.patch_scores import spread
 
 PROJECTED, HIDDEN = 128, 256  # channels of what InfoNCE compares, and of the layer before
 OBJECTIVES = ("infonce", "simsiam", "cosine")
-DENSE_CELLS = 256  # cells of a map, over all images of a batch, that the dense term compares
+DENSE_PLACES = 256  # of a map, over all images of a batch, that the dense term compares
 
 
 def projection(channels: int, hidden: int = HIDDEN, outputs: int = PROJECTED) -> nn.Sequential:
@@ -29,8 +29,20 @@ def projection(channels: int, hidden: int = HIDDEN, outputs: int = PROJECTED) ->
     )
 
 
+def trunk(channels: int) -> nn.Sequential:
+    """The published layers before the cosine loss: the last map [P, c, h, w] -> [P, 288], none
+    below zero."""
+    return nn.Sequential(
+        ConvBNAct(channels, 128, 3, act="relu"),
+        ConvBNAct(128, 128, 3, act="relu"),
+        ConvBNAct(128, 32, 3, act="relu"),
+        nn.AdaptiveAvgPool2d(3),
+        nn.Flatten(),
+    )
+
+
 class PatchContrast(PatchNetwork):
-    """A backbone under one of the objectives; `dense` weighs a term on the cells of all maps, which
+    """A backbone under one of the objectives; `dense` weighs a term on places of all maps, which
     the published cosine loss has not."""
 
     def __init__(
@@ -48,13 +60,13 @@ class PatchContrast(PatchNetwork):
         self.temperature, self.dense = temperature, dense
         channels = backbone.channels
         if objective == "cosine":
-            self.trunk = Trunk(channels[-1])
+            self.trunk = trunk(channels[-1])
             return
         self.project = projection(channels[-1])
         if objective == "simsiam":
             self.predict = projection(PROJECTED)
         if dense:
-            self.cells = nn.ModuleList(projection(c) for c in channels)
+            self.places = nn.ModuleList(projection(c) for c in channels)
 
     def compared(self, maps: list[Tensor]) -> Tensor:
         """[P, Z] before it is given length 1."""
@@ -63,14 +75,16 @@ class PatchContrast(PatchNetwork):
         return self.project(maps[-1].mean(dim=(2, 3))).float()
 
     def forward(self, images: Tensor, targets: dict, state=None, weights: dict | None = None):
-        """(losses, None) of patches [B, K, 3, S, S] with valid [B, K]; no label is looked at."""
+        """(losses, None) of patches [B, K, 3, S, S] with valid [B, K] and shared [B, 2, 4], what
+        anchor and view both show; no label is looked at."""
         maps = self.maps(images)
         # Products of unit vectors in bfloat16 would tell cosines only to a hundredth.
         with torch.autocast(images.device.type, enabled=False):
-            return self.losses([x.float() for x in maps], targets["valid"]), None
+            return self.losses([x.float() for x in maps], targets, images.shape[-1]), None
 
-    def losses(self, maps: list[Tensor], valid: Tensor) -> dict[str, Tensor]:
-        """The entries of `forward` for the maps [B * K, c, h, w] of patches, valid [B, K]."""
+    def losses(self, maps: list[Tensor], targets: dict, side: int) -> dict[str, Tensor]:
+        """The entries of `forward` for the maps [B * K, c, h, w] of patches of `side`."""
+        valid = targets["valid"]
         raw = self.compared(maps)
         z = F.normalize(raw, dim=1).unflatten(0, valid.shape)  # [B, K, Z]
         if self.objective == "cosine":
@@ -82,21 +96,26 @@ class PatchContrast(PatchNetwork):
             loss = info_nce(z, valid, self.roles, self.temperature)
         numbers = {"contrast": loss.detach(), **closeness(z.detach(), valid, self.roles)}
         if self.dense and self.objective != "cosine":
-            dense = self._dense(maps, valid.shape)
+            dense = self._dense(maps, targets["shared"], valid.shape, side)
             loss = loss + self.dense * dense
             numbers["dense"] = dense.detach()
         return {"loss": loss, "divisor": loss.new_tensor(float(len(valid))), **numbers}
 
-    def _dense(self, maps: list[Tensor], batch: tuple[int, int]) -> Tensor:
-        """InfoNCE between the cells of anchor and view: the same place is right, all others, in
-        all images, are wrong."""
+    def _dense(
+        self, maps: list[Tensor], shared: Tensor, batch: tuple[int, int], side: int
+    ) -> Tensor:
+        """InfoNCE between places of what anchor and view share: the same place is right, all
+        others, in all images, are wrong."""
         total = 0.0
-        for x, project in zip(maps, self.cells, strict=True):
-            pairs = x.unflatten(0, batch)[:, :2].flatten(3)  # [B, 2, c, h * w]
-            cells = pairs.permute(1, 0, 3, 2).flatten(1, 2)  # [2, B * h * w, c]
+        for x, project in zip(maps, self.places, strict=True):
+            pairs = x.unflatten(0, batch)[:, :2].flatten(0, 1)  # [B * 2, c, h, w]
+            # Two cells wide, or the map could not tell one from the next.
+            places = grid(shared.flatten(0, 1), max(x.shape[-1] // 2, 1))  # [B * 2, R, 4]
+            found = pooled(pairs, places, side).unflatten(0, (-1, 2))  # [B, 2, R, c]
+            found = found.transpose(0, 1).flatten(1, 2)  # [2, B * R, c]
             # Odd, or the same columns of each image would be chosen.
-            step = -(-cells.shape[1] // DENSE_CELLS) | 1
-            chosen = cells[:, ::step]  # [2, N, c]
+            step = -(-found.shape[1] // DENSE_PLACES) | 1
+            chosen = found[:, ::step]  # [2, N, c]
             z = F.normalize(project(chosen.flatten(0, 1)), dim=1).unflatten(0, (2, -1))
             logits = z[0] @ z[1].T / self.temperature  # [N, N]
             right = torch.arange(len(logits), device=logits.device)
@@ -105,15 +124,23 @@ class PatchContrast(PatchNetwork):
         return total / len(maps)
 
     @torch.no_grad()
-    def outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """Of patches [B, K, 3, S, S]: embedded [B, K, E], the means of all maps; compared
-        [B, K, Z] of length 1."""
+    def outputs(self, images: Tensor, regions: Tensor | None) -> dict[str, Tensor]:
+        """Of patches [B, K, 3, S, S]: compared [B, K, Z] of length 1, and of regions [B, K, 4]
+        embedded [B, K, E], the means of all maps."""
         maps = self.maps(images)
-        z = F.normalize(self.compared(maps), dim=1)
-        return {
-            "embedded": embedded(maps).unflatten(0, images.shape[:2]),
-            "compared": z.unflatten(0, images.shape[:2]),
-        }
+        found = {"compared": F.normalize(self.compared(maps), dim=1)}
+        if regions is not None:
+            found["embedded"] = embedded(maps, regions.flatten(0, 1), images.shape[-1])
+        return {name: rows.unflatten(0, images.shape[:2]) for name, rows in found.items()}
+
+
+def grid(regions: Tensor, count: int) -> Tensor:
+    """[N, count * count, 4]: regions [N, 4], each cut into so many rows and columns."""
+    size = (regions[:, None, 2:] - regions[:, None, :2]) / count  # [N, 1, 2]
+    steps = torch.arange(count, device=regions.device, dtype=regions.dtype)
+    corners = torch.cartesian_prod(steps, steps).view(1, -1, 2).flip(2)  # xy, row by row
+    low = regions[:, None, :2] + corners * size
+    return torch.cat([low, low + size], dim=2)
 
 
 def role_mask(roles: tuple[str, ...], *names: str, device=None) -> Tensor:

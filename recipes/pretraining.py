@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from recipes.changes import known
-from recipes.fields import Recipe, Schedule, Stage, attention_option, option
+from recipes.fields import Recipe, Schedule, Stage, option
 from recipes.yolof import YolofOptions
 from recipes.yoloft import YoloftOptions
 
@@ -27,7 +27,7 @@ class PretrainingOptions:
         "activation; a backbone that has its own takes acon and meta_acon alone, or none of these",
         ("own", "silu", "relu", "lrelu", "acon", "meta_acon"),
     )
-    attention: str = attention_option()
+    attention: str = _shared(_OF_RESNETS, "attention")
     layout: str = _shared(_OF_RESNETS, "layout")
     dc5: bool = _shared(_OF_RESNETS, "dc5")
     dilate_first: bool = _shared(_OF_RESNETS, "dilate_first")

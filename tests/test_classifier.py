@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from models.backbones import build_backbone
 from models.classifier import CenterClassifier, CenterLoss
+from models.patches import pooled
 from utils import optim
 from utils.errors import UserError
 
@@ -95,7 +96,9 @@ def batch(images=2, patches=4, side=32):
     shape = (images, patches, 3, side, side)
     pixels = torch.randint(0, 256, shape, generator=rng, dtype=torch.uint8)
     labels = torch.arange(patches).repeat(images, 1) % 3
-    return pixels, {"labels": labels, "valid": torch.ones(images, patches, dtype=torch.bool)}
+    regions = torch.tensor([4.0, 0, side, side - 6]).repeat(images, patches, 1)
+    valid = torch.ones(images, patches, dtype=torch.bool)
+    return pixels, {"labels": labels, "valid": valid, "regions": regions}
 
 
 @pytest.mark.parametrize("update", ["ema", "sgd"])
@@ -115,11 +118,38 @@ def test_patches_that_are_not_there_cost_nothing():
     images, targets = batch()
     whole = model(images, targets)[0]
     more = torch.cat([images, torch.zeros_like(images[:, :1])], dim=1)
-    lacking = {name: F.pad(column, (0, 1)) for name, column in targets.items()}
+    lacking = {name: F.pad(column, (0, 1)) for name, column in targets.items() if name != "regions"}
+    lacking["regions"] = F.pad(targets["regions"], (0, 0, 0, 1))
     padded = model(more, lacking)[0]
     assert torch.allclose(whole["loss"], padded["loss"], atol=1e-6)
     none = {**targets, "valid": torch.zeros_like(targets["valid"])}
     assert model(images, none)[0]["loss"].item() == 0
+
+
+def test_a_region_alone_decides_what_a_patch_is():
+    model = build().eval()
+    maps = [torch.randn(2, c, 4, 4) for c in model.backbone.channels]
+    left = torch.tensor([[0.0, 0, 16, 32]]).repeat(2, 1)
+    before = model.features(maps, left, 32)
+    for x in maps:
+        x[..., 2:] += 1  # the right half
+    assert torch.equal(model.features(maps, left, 32), before)
+    assert not torch.equal(model.features(maps, left + 8, 32), before)
+
+
+def test_means_over_regions_are_those_of_the_cells_written_large():
+    # A map of 4 cells a side over patches of 20 pixels: each cell stands for 5 x 5 of them.
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    regions = torch.tensor([[[0, 0, 20, 20], [3, 7, 9, 8]], [[5, 10, 10, 15], [19, 0, 20, 20]]])
+    found = pooled(x, regions.float(), 20)
+    large = x.repeat_interleave(5, dim=2).repeat_interleave(5, dim=3)
+    for patch, row in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        x1, y1, x2, y2 = regions[patch, row].tolist()
+        expected = large[patch, :, y1:y2, x1:x2].mean(dim=(1, 2))
+        assert torch.allclose(found[patch, row], expected, atol=1e-6)
+    assert not pooled(x, torch.zeros(2, 1, 4), 20).any()  # a patch that is not there
+    within = torch.tensor([[[6.0, 6, 8, 9]], [[0.5, 0.5, 1, 1]]])  # smaller than a cell
+    assert torch.allclose(pooled(x, within, 20)[:, 0], torch.stack([x[0, :, 1, 1], x[1, :, 0, 0]]))
 
 
 def test_pixels_reach_the_backbone_as_a_detector_gives_them():

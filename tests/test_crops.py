@@ -57,15 +57,17 @@ def test_an_image_full_of_objects_has_no_background():
 
 def test_squares_hold_the_object_where_it_fits():
     for rng in generators():
-        squares = crops.around(BOXES, SIZE_HW, rng)
+        squares = crops.around(BOXES, 52, SIZE_HW, rng)
         check_inside(squares, SIZE_HW)
         assert (crops.shared_area(BOXES, squares).diagonal() == 1).all()
+        sides = squares[:, 2] - squares[:, 0]  # of the patch, whatever the object's
+        assert (sides >= 52 * crops.ZOOM[0] - 1).all() and (sides <= 52 * crops.ZOOM[1] + 1).all()
 
 
 def test_of_an_object_that_is_too_large_a_part_is_shown():
     wide = np.array([[5, 30, 155, 60]], np.float32)
     for rng in generators():
-        [[x1, y1, x2, y2]] = crops.around(wide, SIZE_HW, rng)
+        [[x1, y1, x2, y2]] = crops.around(wide, 200, SIZE_HW, rng)  # wider than the image is high
         assert x2 - x1 == 90 and (y1, y2) == (0, 90) and x1 >= 5 and x2 <= 155
 
 
@@ -74,6 +76,25 @@ def test_rare_classes_are_drawn_as_often_as_others():
     drawn = labels[crops.draw_objects(labels, 400, np.random.default_rng(0))]
     assert 0.4 < (drawn == 2).mean() < 0.6
     assert len(crops.draw_objects(labels[:0], 4, np.random.default_rng(0))) == 0
+
+
+@pytest.mark.parametrize("side", [20, 30])
+def test_a_view_shares_most_of_its_anchor(side):
+    shares = []
+    for rng in generators():
+        anchor, _ = crops.neighbours(SIZE_HW, side, 0, rng)
+        view = crops.view(anchor, SIZE_HW, rng)
+        check_inside(view[None], SIZE_HW)
+        shared = crops.common(np.stack([anchor, view]))
+        shares.append((shared[2:] - shared[:2]).prod() / side**2)
+    assert 0.25 < min(shares) < 0.6 and max(shares) > 0.9 and len(set(shares)) > 10
+
+
+def test_regions_of_an_image_as_pixels_of_its_patches():
+    regions = np.array([[10.0, 20, 30, 50], [0, 0, 15, 200]])
+    squares = np.array([[0.0, 10, 50, 60], [10, 0, 20, 10]])
+    found = crops.inside(regions, squares, 100)
+    assert found.tolist() == [[20, 20, 60, 80], [0, 0, 50, 100]]  # cut off at the patch
 
 
 @pytest.mark.parametrize("side", [12, 30])
@@ -135,9 +156,11 @@ def test_patches_of_objects_and_background_with_their_labels():
     labels = np.array([0, 1, 1])
     for rng in generators():
         found = ObjectPatches(32, 3, 3, calm=True)(image, target(BOXES, labels), rng)
-        bright = found["images"].max(axis=(1, 2, 3)) > 100
-        assert (bright[found["valid"]] == (found["labels"] > 0)[found["valid"]]).all()
         assert set(found["labels"][:3]) <= {1, 2} and found["images"].shape == (6, 32, 32, 3)
+        x1, y1, x2, y2 = found["regions"][found["valid"]].astype(int).T
+        there = found["images"][found["valid"]]
+        middles = there[np.arange(len(there)), (y1 + y2) // 2, (x1 + x2) // 2, 0]
+        assert ((middles > 100) == (found["labels"] > 0)[found["valid"]]).all()
     both = ObjectPatches(32, 3, 3, by_class=False)(image, target(BOXES, labels), rng)
     assert set(both["labels"]) == {0, 1}
     empty = ObjectPatches(32, 3, 3)(image, target(BOXES[:0], labels[:0]), rng)
@@ -156,15 +179,31 @@ def test_ignored_objects_are_neither_objects_nor_background():
 def test_neighbours_patches_read_no_target_and_anchor_and_view_are_one_place():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (*SIZE_HW, 3), np.uint8)
-    plain = NeighbourPatches(32, colours=0.0)
+    plain = NeighbourPatches(32, places="published", colours=0.0)
     found = plain(image, None, np.random.default_rng(3))
-    assert (found["images"][0] == found["images"][1]).all() and found["valid"][:4].all()
-    own = NeighbourPatches(32)(image, None, np.random.default_rng(3))
+    assert (found["images"][0] == found["images"][1]).all() and found["valid"].all()
+    assert (found["shared"] == (0, 0, 32, 32)).all()
+    own = NeighbourPatches(32, places="published")(image, None, np.random.default_rng(3))
     assert (own["images"][0] != own["images"][1]).any()  # each patch has colours of its own
     shared = NeighbourPatches(32, places="published", jitter="image")
     assert len(shared.roles) == 10
     found = shared(image, None, np.random.default_rng(3))
     assert (found["images"][0] == found["images"][1]).all()
+
+
+def test_what_anchor_and_view_share_is_the_same_place():
+    image = np.zeros((*SIZE_HW, 3), np.uint8)
+    image[..., 0], image[..., 1] = np.arange(160)[None], np.arange(90)[:, None]  # x and y
+    mirrored = set()
+    for rng in generators():
+        found = NeighbourPatches(64, near=0, far=0, colours=0.0)(image, None, rng)
+        middles = (found["shared"][:, :2] + found["shared"][:, 2:]) / 2
+        seen = [
+            patch[int(y), int(x)] for patch, (x, y) in zip(found["images"], middles, strict=True)
+        ]
+        assert (np.abs(np.subtract(*map(np.int16, seen))) <= 1).all()
+        mirrored.add(bool(found["images"][0, 0, 0, 0] > found["images"][0, 0, -1, 0]))
+    assert mirrored == {False, True}
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from models.selfsup import (
     PatchContrast,
     closeness,
     cosine_loss,
+    grid,
     info_nce,
     simsiam_loss,
 )
@@ -100,7 +101,9 @@ def build(name="cspdarknet-nano", **options):
 def batch(images=2, side=32, **more):
     rng = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (images, 4, 3, side, side), generator=rng, dtype=torch.uint8)
-    return pixels, {"valid": torch.ones(images, 4, dtype=torch.bool), **more}
+    shared = torch.tensor([0.0, 0, side, side]).repeat(images, 2, 1)
+    valid = torch.ones(images, 4, dtype=torch.bool)
+    return pixels, {"valid": valid, "shared": shared, **more}
 
 
 @pytest.mark.parametrize(
@@ -132,10 +135,29 @@ def test_no_label_is_looked_at():
     )
 
 
-def test_anchor_and_view_of_one_place_have_the_same_cells():
-    # The dense term is least where the cells of the view stand in the order of the anchor's.
+def test_a_region_is_cut_into_rows_of_places():
+    places = grid(torch.tensor([[10.0, 0, 30, 8], [0, 0, 4, 4]]), 2)
+    rows = [[10, 0, 20, 4], [20, 0, 30, 4], [10, 4, 20, 8], [20, 4, 30, 8]]
+    assert places.shape == (2, 4, 4) and places[0].tolist() == rows
+    assert grid(places[0, :1], 1).tolist() == [[rows[0]]]
+
+
+def test_places_that_anchor_and_view_share_are_alike_wherever_they_lie():
+    # A view that shows the right half of the anchor on its left.
     model = build().eval()
-    images, targets = batch()
+    images, targets = batch(side=64)
+    wide = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    images[:, 0], images[:, 1] = wide[..., :64], wide[..., 32:]
+    right, left = torch.tensor([32.0, 0, 64, 64]), torch.tensor([0.0, 0, 32, 64])
+    true = {**targets, "shared": torch.stack([right, left]).repeat(2, 1, 1)}
+    false = {**targets, "shared": torch.stack([left, right]).repeat(2, 1, 1)}
+    assert model(images, true)[0]["dense"] < model(images, false)[0]["dense"]
+
+
+def test_anchor_and_view_of_one_place_have_the_same_cells():
+    # The dense term is least where the places of the view stand in the order of the anchor's.
+    model = build().eval()
+    images, targets = batch(side=64)
     images[:, 1] = images[:, 0]
     same = model(images, targets)[0]["dense"]
     turned = images.clone()

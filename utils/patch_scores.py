@@ -155,7 +155,8 @@ def score(model, loader, scores, device: torch.device, stop: StopFlag | None = N
     model.eval()
     batches = progress(loader.batches(0), "evaluating", loader.per_epoch, shown=dist.is_main())
     for images, targets in batches:
-        scores.add(model.outputs(images.to(device)), targets)
+        regions = targets["regions"].to(device) if "regions" in targets else None
+        scores.add(model.outputs(images.to(device), regions), targets)
         if stop and stop.signum and not dist.is_distributed():
             raise Interrupted(stop.signum)
     scores.gather()
