@@ -45,7 +45,7 @@ from utils.training_flags import (
 COLLAPSED = 0.1  # least spread of outputs that are not one point
 DRAWN = 12  # images whose patches --save_patches draws
 CELL = 96  # pixels a side of a drawn patch
-GREY = (200, 200, 200)  # frames of what has no class
+GREY = (80, 80, 80)  # frames of what has no class
 FROM_IMAGES = "images"  # the data set's name where there is none
 OF_SETS = frozenset({"root", "ann", "classes", "voc_train"})  # flags that need -d beside --images
 SIZES = ("img_size", "min_size", "max_size")

@@ -7,6 +7,7 @@ The checkpoint's run must be one on the synthetic set; its curves.png is copied.
 
 import ast
 import shutil
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from matplotlib.patches import FancyBboxPatch
 import data
 import models
 import recipes
+from docs.runs import command
 from utils import cli, vis, vis_targets
 from utils.errors import UserError
 from utils.image import read_image
@@ -29,6 +31,7 @@ ROOT = Path(__file__).parent.parent
 SIDE = 336  # pixels of one picture in a sheet
 AUGMENTED = ("yolox-nano", "yolox-s")  # recipes of the two rows of mosaic.jpg
 SEED = 3
+PATCH_ROWS = 5  # images of which patches are shown
 
 # Rooms of the house: what stands on the sign, and left, bottom, width, height in the picture.
 FLOORS = {
@@ -137,6 +140,18 @@ def assignment(model, records, index: int) -> np.ndarray:
     return vis_targets.draw(image, target, found, records.classes, view=SIDE)
 
 
+def patches(root: str) -> np.ndarray:
+    """What both methods of pretraining cut out of the first images, side by side."""
+    sheets = []
+    with tempfile.TemporaryDirectory() as folder:
+        for method in ("center", "patches"):
+            flags = f"{method} -d synthetic -v yolox-nano --img_size 320 --limit {PATCH_ROWS}"
+            flags = [*flags.split(), "--root", root, "--save_patches", folder]
+            command("pretrain.py", flags, Path(folder) / "output.txt")
+            sheets.append(read_image(Path(folder) / f"{method}.png"))
+    return np.hstack(sheets)
+
+
 # ---- the import arrows ----
 
 
@@ -220,6 +235,7 @@ def main():
         "detections.jpg": detections(model, val),
         "mosaic.jpg": mosaics(train),
         "assignment.jpg": assignments(("yolox-nano",), val, trained=(model,)),
+        "patches.jpg": patches(args.root),
         "yolof_assignment.jpg": assignments(("yolof-r18-c5", "yolof-r18-dc5"), val),
     }
     for name, picture in pictures.items():
