@@ -39,7 +39,7 @@ SHARES = {"10 %": (TENTH, 144), "100 %": (1, 12)}
 DETECTOR = "-v yolox-nano --batch_size 8 --eval_epoch 1000"
 METHODS = {"center": "center -v yolox-nano", "patches": "patches -v yolox-nano"}
 CALM = {"center": "", "patches": "--colours 0.3"}  # the stain is what tells these cells apart
-EPOCHS = {("center", "10 %"): 400, ("center", "100 %"): 40, ("patches", "100 %"): 40}
+EPOCHS = {("center", "10 %"): 400, ("center", "100 %"): 30, ("patches", "100 %"): 40}
 # Of each start that is pretrained here the method, and the images it has (none: the detector's).
 PRETRAINED = {
     "center": ("center", None),

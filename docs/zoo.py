@@ -4,9 +4,10 @@
 
 Trains one size of each family from scratch on a VOC folder at 256 pixels, each for the same time on
 the same processor: two epochs on trial give the speed, and the epochs are as many as fit. Of the
-families' other sizes parameters, MACs and speed are measured only. Speed is of squares of the set's
-images, one at a time, and of random weights, with which nothing is found; parameters and MACs are
-those of the folded network. What is finished is not measured again, and its weights are deleted.
+families' other sizes parameters, MACs and speed are measured only, under YOLOX. Speed is of squares
+of the set's images, one at a time, and of random weights, with which nothing is found; parameters
+and MACs are those of the folded network. What is finished is not measured again, and its weights
+are deleted.
 """
 
 import argparse
@@ -18,7 +19,6 @@ from typing import NamedTuple
 import cv2
 
 import data
-import models
 from docs.runs import command, launch
 from utils import cli, history, vis
 from utils.errors import UserError
@@ -235,15 +235,17 @@ def draw(rows: Sequence[Row], path: Path):
 
 def main() -> None:
     args = parse_arguments()
-    names = [name for name in (*TRAINED, *COUNTED) if name in models.BACKBONES]
+    names = {"yolox": (*TRAINED, *COUNTED), "yolof": TRAINED}
     for name in args.only or ():
-        if name not in names:
-            raise UserError(cli.unknown("backbone of the tables", name, names))
+        if name not in names["yolox"]:
+            raise UserError(cli.unknown("backbone of the tables", name, names["yolox"]))
     records = data.read("voc", args.root, "val")
     pictures = squares(Path(args.save_folder) / "squares", records)
     rows = []
     for detector in DETECTORS:
-        for name in args.only or names:
+        for name in names[detector]:
+            if args.only and name not in args.only:
+                continue
             rows.append(row(detector, name, pictures, len(records.classes), args))
             say(f"{detector}: {line(rows[-1])}")
     for each in tables(rows):
