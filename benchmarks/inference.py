@@ -182,8 +182,7 @@ def asked_form(model: models.Detector, args: argparse.Namespace) -> tuple[str, m
     model = copy.deepcopy(model) if args.fuse is False else models.fuse(model)
     if args.half:
         model = model.to(half_dtype(model.pixel_mean.device))
-    if args.fuse is not False:
-        model = model.to(memory_format=torch.channels_last)
+    model = model.to(memory_format=torch.channels_last)  # as images are, and as it is trained
     return f"{name}, compiled" if args.compile else name, model
 
 
