@@ -75,7 +75,7 @@ class NeighbourPatches:
     places: str = "anywhere"
     jitter: str = "patch"
     scales: tuple[float, float] = (0.6, 1.5)  # sides of the squares, by that of the patches
-    colours: float = 1.0  # strength of the changes
+    colours: float = 0.3  # strength of the changes
 
     @property
     def drawn(self):

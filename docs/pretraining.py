@@ -30,7 +30,7 @@ from utils.errors import UserError
 from utils.log import say
 from utils.patch_scores import ContrastScores, Probe, score
 
-SEEDS = (1, 2, 3)
+SEEDS = 3
 SIZE, TENTH = 224, 10
 COMMON = f"--img_size {SIZE} --num_workers 0 --device cpu"
 # Epochs that make the same number of updates: a tenth of the images makes 3 an epoch, all make 36.
@@ -38,7 +38,6 @@ COMMON = f"--img_size {SIZE} --num_workers 0 --device cpu"
 SHARES = {"10 %": (TENTH, 144), "100 %": (1, 12)}
 DETECTOR = "-v yolox-nano --batch_size 8 --eval_epoch 1000"
 METHODS = {"center": "center -v yolox-nano", "patches": "patches -v yolox-nano"}
-CALM = {"center": "", "patches": "--colours 0.3"}  # the stain is what tells these cells apart
 EPOCHS = {("center", "10 %"): 400, ("center", "100 %"): 30, ("patches", "100 %"): 40}
 # Of each start that is pretrained here the method, and the images it has (none: the detector's).
 PRETRAINED = {
@@ -49,17 +48,18 @@ PRETRAINED = {
 STARTS = ("none", *PRETRAINED, "coco_backbone", "coco")
 NUMBERS = ("AP50", "AP", "AP75")
 # The rules that are compared, all trained alike, by flags of pretrain.py.
+COSINE = "--objective cosine --colours 1 --no_guard"
 RULES = {
-    "published": "--objective cosine --places published --jitter image --no_guard",
-    "published, colours by patch": "--objective cosine --places published --no_guard",
-    "published, places anywhere": "--objective cosine --jitter image --no_guard",
+    "published": f"{COSINE} --places published --jitter image",
+    "published, colours by patch": f"{COSINE} --places published",
+    "published, places anywhere": f"{COSINE} --jitter image",
     "ours, cosine loss": "--objective cosine --no_guard",
     "ours, SimSiam": "--objective simsiam --no_guard",
-    "ours, without the dense term": "--dense 0",
+    "ours, without the dense term": "--dense 0 --no_guard",
+    "ours, colours 1": "--colours 1 --no_guard",
     "ours": "",
-    "ours, colours 0.3": "--colours 0.3",
 }
-RULE_EPOCHS = 20
+RULE_EPOCHS = 40
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -72,7 +72,7 @@ def parse_arguments() -> argparse.Namespace:
         "--save_folder", default="runs/pretraining_study", metavar="DIR", help="parent of the runs"
     )
     parser.add_argument(
-        "--seeds", type=cli.whole(1), default=len(SEEDS), metavar="N", help="how many (3)"
+        "--seeds", type=cli.whole(1), default=SEEDS, metavar="N", help=f"how many ({SEEDS})"
     )
     parser.add_argument(
         "--only",
@@ -121,8 +121,7 @@ class Study:
     def pretrained(self, method: str, known: str, seed: int) -> Path:
         """The run of a pretraining on a share of the images."""
         epochs = f"--epochs {EPOCHS[method, known]} --eval_epoch 1000 --seed {seed}".split()
-        method_flags = f"{METHODS[method]} {CALM[method]}".split()
-        flags = [*method_flags, *self.flags[known], *COMMON.split(), *epochs]
+        flags = [*METHODS[method].split(), *self.flags[known], *COMMON.split(), *epochs]
         every = SHARES[known][0]
         folder = self.parent / f"{method}_{every}" / str(seed)
         return launch("pretrain.py", folder, flags, one_thread=True)
@@ -232,11 +231,10 @@ def main() -> None:
     starts = [start for start in STARTS if start in wanted]
     shares = args.shares
     found = {start: {share: [] for share in shares} for start in starts}
-    seeds = SEEDS[: args.seeds]
     tasks = [
         (start, share, seed)
         for share in shares
-        for seed in seeds
+        for seed in range(1, args.seeds + 1)
         for start in starts
         if (start, share) != ("center_all", "100 %")  # which is the row of center
     ]

@@ -64,6 +64,17 @@ COMMON = f"-d voc --no_pretrained --img_size {SIDE} --eval_epoch 1000 --seed 1 -
 HEAD = "| backbone | parameters | GMACs | ms plain | ms optimized |"
 TRAINED_HEAD = f"{HEAD} epochs | seconds | AP50 |"
 COLORS = {"yolox": "#2563eb", "yolof": "#f59e0b"}
+# Where a name may stand, by its point: the side of it that is nearest, points to the right and up.
+NAME_PLACES = (
+    ("left", 7, 0),
+    ("left", 5, 8),
+    ("left", 5, -8),
+    ("right", -7, 0),
+    ("right", -5, 8),
+    ("right", -5, -8),
+    ("left", 7, 16),
+    ("left", 7, -16),
+)
 
 
 class Row(NamedTuple):
@@ -204,33 +215,54 @@ def tables(rows: Sequence[Row]) -> list[str]:
 
 
 def draw(rows: Sequence[Row], path: Path):
-    """AP50 against the milliseconds of the optimized model."""
+    """AP50 against the milliseconds of the optimized model, a panel for each detector."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
-    figure = Figure(figsize=(9, 5.2), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for detector, recipe in DETECTORS.items():
-        own = [each for each in rows if each.detector == detector and each.ap50 is not None]
+    figure = Figure(figsize=(9.5, 8.4), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    trained_rows = [each for each in rows if each.ap50 is not None]
+    panels = {}
+    for axes, (detector, recipe) in zip(figure.subplots(2), DETECTORS.items(), strict=True):
+        own = [each for each in trained_rows if each.detector == detector]
+        panels[detector] = axes, sorted(own, key=lambda each: -each.ap50)
         x, y = [each.optimized_ms for each in own], [each.ap50 for each in own]
-        label = f"neck and head of {recipe}"
-        axes.scatter(x, y, s=42, color=COLORS[detector], label=label, zorder=3)
-        for each in own:
-            at, offset = (each.optimized_ms, each.ap50), (5, 4)
-            axes.annotate(
-                each.backbone, at, xytext=offset, textcoords="offset points", fontsize=8.5
-            )
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}")
-    axes.set(xlabel=f"ms of an image of {SIDE} x {SIDE}, optimized, float32", ylabel="AP50")
-    axes.tick_params(which="both", pad=4, length=3)
-    axes.margins(x=0.12, y=0.1)
-    axes.grid(alpha=0.25, which="both")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
+        axes.scatter(x, y, s=42, color=COLORS[detector], zorder=3)
+        axes.set_title(f"neck and head of {recipe}", fontsize=11)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set(xlabel=f"ms of an image of {SIDE} x {SIDE}, optimized, float32", ylabel="AP50")
+        axes.margins(x=0.18, y=0.12)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    canvas.draw()  # from here on it is known where the points are
+    for axes, own in panels.values():
+        write_names(axes, own)
     figure.savefig(path)
+
+
+def write_names(axes, rows: Sequence[Row]):
+    """Each backbone's name beside its point, where it covers no other; from the top down, so that
+    names of points above each other stand in their order."""
+    from matplotlib.transforms import Bbox
+
+    points = [(each.optimized_ms, each.ap50) for each in rows]
+    middles = axes.transData.transform(points)
+    taken = [Bbox.from_extents(*(middle - 6), *(middle + 6)) for middle in middles]
+    for each, at in zip(rows, points, strict=True):
+        text = axes.annotate(
+            each.backbone, at, xytext=(0, 0), textcoords="offset points", va="center", fontsize=9
+        )
+        for side, *offset in NAME_PLACES:
+            text.set(ha=side, position=offset)
+            box = text.get_window_extent()
+            inside = axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1
+            if inside and not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
 
 
 def main() -> None:

@@ -77,8 +77,8 @@ class PatchesOptions(PretrainingOptions):
         "patch", "colours drawn for each patch, or as published once an image", ("patch", "image")
     )
     colours: float = option(
-        1.0,
-        "how far colours change: 1 turns some patches grey, 0 keeps all",
+        0.3,
+        "how far colours change: as published nearly 1, at which few epochs learn nothing; 0: not",
         least=0.0,
         most=1.5,
     )
