@@ -78,7 +78,7 @@ class PatchesOptions(PretrainingOptions):
     )
     colours: float = option(
         0.3,
-        "how far colours change: as published nearly 1, at which few epochs learn nothing; 0: not",
+        "how far colours change: 0 not at all, 1 about as published, at which learning begins late",
         least=0.0,
         most=1.5,
     )
