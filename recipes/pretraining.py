@@ -46,7 +46,7 @@ class CenterOptions(PretrainingOptions):
     """Cross entropy and center loss on patches of objects and background."""
 
     objects: int = option(4, "patches of objects an image", least=1)
-    background: int = option(4, "patches without objects an image", least=1)
+    background: int = option(4, "patches of places without objects an image", least=1)
     by_class: bool = option(True, "the classes told apart, not only objects from background")
     center_weight: float = option(0.1, "weight of the center loss", least=0.0)
     center_rate: float = option(0.5, "how fast ema moves the centers", least=0.0, most=1.0)
@@ -65,7 +65,7 @@ class PatchesOptions(PretrainingOptions):
         ("infonce", "simsiam", "cosine"),
     )
     temperature: float = option(0.2, "of infonce, and of the dense term", least=0.01)
-    dense: float = option(1.0, "weight of the term on the maps' cells; 0: without", least=0.0)
+    dense: float = option(1.0, "weight of the term on places of the maps; 0: without", least=0.0)
     near: int = option(2, "patches that touch the anchor; 4 in published places", least=0)
     far: int = option(2, "patches far from it; 4 in published places", least=0)
     places: str = option(
