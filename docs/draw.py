@@ -50,7 +50,7 @@ LINE_LENGTH = {
     "report": 15,
     "data": 30,
     "cuda_ops": 22,
-    "utils": 130,
+    "utils": 137,
 }  # characters of a line of file names
 FILL, EDGE, MUTED, ARROW = "#eef2ff", "#4f46e5", "0.35", "#334155"
 
